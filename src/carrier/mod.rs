@@ -1,0 +1,1 @@
+//! What moves streams between stub and agent.

@@ -1,0 +1,1 @@
+//! The sample Kubernetes API and the demo.

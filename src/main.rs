@@ -1,0 +1,5 @@
+//! The `qtunnel` program.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Certificate authorities, join tokens and enrolment.
