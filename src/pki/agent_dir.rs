@@ -140,3 +140,108 @@ pub enum AgentStateError {
     #[error("making a key or a certificate signing request failed: {0}")]
     Key(#[from] rcgen::Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::pki::{AgentIdentity, CertificateAuthority};
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    struct Scene {
+        root: tempfile::TempDir,
+        state: AgentState,
+        authority: CertificateAuthority,
+        now: SystemTime,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let state = AgentState::open(&root.path().join("agent")).unwrap();
+            let now = SystemTime::now();
+            Self { root, state, authority: CertificateAuthority::create("agents", now).unwrap(), now }
+        }
+
+        fn issue(&self, key: &AgentKey) -> Vec<CertificateDer<'static>> {
+            let request = key.signing_request().unwrap();
+            vec![self.authority.issue_agent(&request, &identity(), 30 * DAY, self.now).unwrap()]
+        }
+
+        /// Any certificate will do: the directory only keeps it.
+        fn server_authority(&self) -> CertificateDer<'static> {
+            self.authority.certificate_der().clone()
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.root.path().join("agent").join(name)
+        }
+    }
+
+    fn identity() -> AgentIdentity {
+        AgentIdentity { cluster: "prod".parse().unwrap(), agent: "a1".parse().unwrap() }
+    }
+
+    #[test]
+    fn an_agent_that_has_not_joined_has_no_credentials() {
+        assert!(Scene::new().state.load().unwrap().is_none());
+    }
+
+    #[test]
+    fn stored_credentials_come_back_and_are_private() {
+        let scene = Scene::new();
+        let key = AgentKey::generate().unwrap();
+        let stored = scene.state.store(&key, scene.issue(&key), scene.server_authority()).unwrap();
+        let loaded = scene.state.load().unwrap().unwrap();
+        assert_eq!(loaded.identity(), &identity());
+        assert_eq!(
+            (loaded.chain(), loaded.key(), loaded.server_authority()),
+            (stored.chain(), stored.key(), &scene.server_authority())
+        );
+        for name in ["agent.pem", "server-ca.pem"] {
+            assert_eq!(fs::metadata(scene.file(name)).unwrap().permissions().mode() & 0o7777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn renewal_is_due_when_two_thirds_of_the_life_are_gone() {
+        let scene = Scene::new();
+        let key = AgentKey::generate().unwrap();
+        let agent = scene.state.store(&key, scene.issue(&key), scene.server_authority()).unwrap();
+        assert!(!agent.renew_due(scene.now + 19 * DAY));
+        assert!(agent.renew_due(scene.now + 20 * DAY));
+        assert!(agent.not_after() <= scene.now + 30 * DAY);
+    }
+
+    #[test]
+    fn a_certificate_for_another_key_does_not_replace_good_credentials() {
+        let scene = Scene::new();
+        let (key, other) = (AgentKey::generate().unwrap(), AgentKey::generate().unwrap());
+        scene.state.store(&key, scene.issue(&key), scene.server_authority()).unwrap();
+        let before = fs::read(scene.file("agent.pem")).unwrap();
+        let error = scene.state.store(&other, scene.issue(&key), scene.server_authority()).unwrap_err();
+        assert!(matches!(error, AgentStateError::Issued { .. }), "{error}");
+        assert!(scene.state.store(&other, vec![], scene.server_authority()).is_err());
+        assert_eq!(fs::read(scene.file("agent.pem")).unwrap(), before);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let scene = Scene::new();
+        let key = AgentKey::generate().unwrap();
+        scene.state.store(&key, scene.issue(&key), scene.server_authority()).unwrap();
+        fs::write(scene.file("server-ca.pem"), "").unwrap();
+        assert!(scene.state.load().unwrap_err().to_string().contains("server-ca.pem"));
+        fs::write(scene.file("agent.pem"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        assert!(scene.state.load().unwrap_err().to_string().contains("agent.pem"));
+    }
+
+    #[test]
+    fn a_key_does_not_appear_in_debug_output() {
+        assert_eq!(format!("{:?}", AgentKey::generate().unwrap()), "AgentKey(...)");
+    }
+}

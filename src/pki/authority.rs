@@ -283,3 +283,246 @@ fn alternative_name(host: &HostName) -> Result<SanType, rcgen::Error> {
         HostName::Ip(address) => SanType::IpAddress(*address),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use x509_parser::prelude::{FromDer, X509Certificate};
+
+    use super::*;
+    use crate::pki::AgentKey;
+    use crate::wire::Identity;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn authority() -> CertificateAuthority {
+        CertificateAuthority::create("test authority", SystemTime::now()).unwrap()
+    }
+
+    fn identity(text: &str) -> AgentIdentity {
+        text.parse().unwrap()
+    }
+
+    fn request_naming(uri: &str) -> Vec<u8> {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name.push(DnType::CommonName, "system:masters");
+        parameters.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        parameters.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    /// What RFC 5280 wants of every certificate that the authority issues.
+    fn check_leaf(authority: &CertificateAuthority, der: &CertificateDer<'_>) {
+        let (_, leaf) = X509Certificate::from_der(der).unwrap();
+        let (_, issuer) = X509Certificate::from_der(authority.certificate_der()).unwrap();
+        leaf.verify_signature(Some(issuer.public_key())).unwrap();
+        assert_eq!(leaf.issuer(), issuer.subject());
+        assert!(!leaf.is_ca());
+        let usage = leaf.key_usage().unwrap().unwrap();
+        assert!(usage.critical && usage.value.digital_signature() && !usage.value.key_cert_sign());
+        let identifiers = |certificate: &X509Certificate<'_>| {
+            let mut found = (None, None);
+            for extension in certificate.extensions() {
+                match extension.parsed_extension() {
+                    x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(id) => {
+                        found.0 = Some(id.0.to_vec());
+                    }
+                    x509_parser::extensions::ParsedExtension::AuthorityKeyIdentifier(id) => {
+                        found.1 = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                    }
+                    _ => {}
+                }
+            }
+            found
+        };
+        let (own, authority_key) = identifiers(&leaf);
+        assert!(own.is_some());
+        assert_eq!(authority_key, identifiers(&issuer).0);
+    }
+
+    #[test]
+    fn an_authority_may_sign_certificates_and_nothing_else() {
+        let authority = authority();
+        let (_, parsed) = X509Certificate::from_der(authority.certificate_der()).unwrap();
+        let constraints = parsed.basic_constraints().unwrap().unwrap();
+        assert!(constraints.critical && constraints.value.ca);
+        assert_eq!(constraints.value.path_len_constraint, Some(0));
+        let usage = parsed.key_usage().unwrap().unwrap();
+        assert!(usage.critical && usage.value.key_cert_sign() && !usage.value.digital_signature());
+    }
+
+    #[test]
+    fn a_loaded_authority_signs_as_the_saved_one_did() {
+        let root = tempfile::tempdir().unwrap();
+        let (certificate, key) = (root.path().join("ca.pem"), root.path().join("ca-key.pem"));
+        let created = authority();
+        created.save(&certificate, &key).unwrap();
+        assert!(matches!(created.save(&certificate, &key), Err(FileError::Exists { .. })));
+        let loaded = CertificateAuthority::load(&certificate, &key).unwrap();
+        assert_eq!(loaded.fingerprint(), created.fingerprint());
+        let user = loaded.issue_user("eve", &[], DAY, SystemTime::now()).unwrap();
+        check_leaf(&created, &user.certificate);
+    }
+
+    #[test]
+    fn an_end_entity_certificate_is_no_authority() {
+        let root = tempfile::tempdir().unwrap();
+        let user = authority().issue_user("eve", &[], DAY, SystemTime::now()).unwrap();
+        let (certificate, key) = (root.path().join("ca.pem"), root.path().join("ca-key.pem"));
+        private_file::write(&certificate, user.certificate_pem().as_bytes()).unwrap();
+        private_file::write(&key, user.key_pem().as_bytes()).unwrap();
+        assert!(matches!(CertificateAuthority::load(&certificate, &key), Err(AuthorityError::Unusable { .. })));
+    }
+
+    #[test]
+    fn serial_numbers_differ() {
+        let authority = authority();
+        let serials: std::collections::HashSet<_> = (0..20)
+            .map(|_| {
+                let user = authority.issue_user("eve", &[], DAY, SystemTime::now()).unwrap();
+                X509Certificate::from_der(&user.certificate).unwrap().1.raw_serial().to_vec()
+            })
+            .collect();
+        assert_eq!(serials.len(), 20);
+        assert!(serials.iter().all(|serial| serial.len() == 16));
+    }
+
+    #[test]
+    fn an_agent_gets_the_identity_that_the_stub_chose() {
+        let authority = authority();
+        let agent = identity("qtunnel://prod/agent/a1");
+        let request = AgentKey::generate().unwrap().signing_request().unwrap();
+        let certificate = authority.issue_agent(&request, &agent, DAY, SystemTime::now()).unwrap();
+        check_leaf(&authority, &certificate);
+        assert_eq!(AgentIdentity::from_certificate(&certificate).unwrap(), agent);
+        assert!(matches!(certificate::user_identity(&certificate), Err(CertificateError::AgentAsUser)));
+    }
+
+    #[test]
+    fn names_in_a_request_have_no_effect() {
+        let authority = authority();
+        let agent = identity("qtunnel://prod/agent/a1");
+        for harmless in ["qtunnel://prod/agent/a1", "spiffe://prod/system:masters"] {
+            let request = request_naming(harmless);
+            let certificate = authority.issue_agent(&request, &agent, DAY, SystemTime::now()).unwrap();
+            let parsed = certificate::parse(&certificate).unwrap();
+            let names: Vec<_> = parsed.subject().iter_common_name().map(|name| name.as_str().unwrap()).collect();
+            assert_eq!(names, ["a1"]);
+            assert_eq!(AgentIdentity::from_certificate(&certificate).unwrap(), agent);
+        }
+    }
+
+    #[test]
+    fn a_request_that_names_another_cluster_or_agent_is_refused() {
+        let authority = authority();
+        let agent = identity("qtunnel://prod/agent/a1");
+        for other in ["qtunnel://test/agent/a1", "qtunnel://prod/agent/a2", "QTUNNEL://prod/agent/a1", "qtunnel:x"] {
+            let error = authority.issue_agent(&request_naming(other), &agent, DAY, SystemTime::now()).unwrap_err();
+            assert!(matches!(error, AuthorityError::Request(SigningRequestError::OtherIdentity { .. })), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_its_own_key_has_not_signed_is_refused() {
+        let authority = authority();
+        let agent = identity("qtunnel://prod/agent/a1");
+        let mut request = AgentKey::generate().unwrap().signing_request().unwrap().to_vec();
+        // The last byte belongs to the signature.
+        *request.last_mut().unwrap() ^= 1;
+        let error = authority.issue_agent(&request, &agent, DAY, SystemTime::now()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                AuthorityError::Request(SigningRequestError::Refused(
+                    rcgen::Error::InvalidCertificationRequestSignature
+                ))
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_request_with_bytes_after_it_or_without_end_is_refused() {
+        let authority = authority();
+        let agent = identity("qtunnel://prod/agent/a1");
+        let mut request = AgentKey::generate().unwrap().signing_request().unwrap().to_vec();
+        request.push(0);
+        let error = authority.issue_agent(&request, &agent, DAY, SystemTime::now()).unwrap_err();
+        assert!(matches!(error, AuthorityError::Request(SigningRequestError::TrailingBytes)), "{error}");
+        request.resize(100_000, 0);
+        let error = authority.issue_agent(&request, &agent, DAY, SystemTime::now()).unwrap_err();
+        assert!(matches!(error, AuthorityError::Request(SigningRequestError::TooLong)), "{error}");
+    }
+
+    #[test]
+    fn a_user_certificate_has_an_organization_for_each_group() {
+        let authority = authority();
+        for count in [0, 1, 3, 200] {
+            let groups: Vec<_> = (0..count).map(|number| format!("team-ä-{number}")).collect();
+            let user = authority.issue_user("eve@example.com", &groups, DAY, SystemTime::now()).unwrap();
+            check_leaf(&authority, &user.certificate);
+            let expected = Identity { groups, ..Identity::named("eve@example.com") };
+            assert_eq!(certificate::user_identity(&user.certificate).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_user_or_group_without_a_name_is_refused() {
+        let authority = authority();
+        for (user, groups) in [("", vec![]), ("eve", vec![String::new()])] {
+            let refused = authority.issue_user(user, &groups, DAY, SystemTime::now());
+            assert!(matches!(refused, Err(AuthorityError::EmptyName)));
+        }
+    }
+
+    #[test]
+    fn no_certificate_outlives_its_authority() {
+        let authority = authority();
+        let end = authority.validity().not_after;
+        for ttl in [CertificateAuthority::LIFETIME * 2, Duration::MAX] {
+            let user = authority.issue_user("eve", &[], ttl, SystemTime::now()).unwrap();
+            assert_eq!(certificate::not_after(&user.certificate).unwrap(), end);
+        }
+        assert!(matches!(authority.issue_user("eve", &[], DAY, end + DAY), Err(AuthorityError::Expired)));
+    }
+
+    #[test]
+    fn a_clock_that_is_five_minutes_slow_accepts_a_new_certificate() {
+        let now = SystemTime::now();
+        let user = authority().issue_user("eve", &[], DAY, now).unwrap();
+        let not_before = Validity::of(&user.certificate).unwrap().not_before;
+        assert!(not_before <= now - Duration::from_secs(300) && not_before > now - Duration::from_secs(302));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_in_the_place_of_der_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let der = CertificateDer::from(bytes.clone());
+            prop_assert!(AgentIdentity::from_certificate(&der).is_err());
+            prop_assert!(certificate::user_identity(&der).is_err());
+            prop_assert!(Validity::of(&der).is_err());
+            prop_assert!(SigningRequest::verify(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_damaged_request_or_certificate_never_makes_a_panic(
+            position in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let request = request_naming("qtunnel://prod/agent/a1");
+            let certificate = authority().issue_user("eve", &["team".to_owned()], DAY, SystemTime::now()).unwrap();
+            for mut der in [request, certificate.certificate.to_vec()] {
+                let position = position.index(der.len());
+                der[position] = byte;
+                for der in [&der[..], &der[..cut.index(der.len())]] {
+                    let _ = SigningRequest::verify(der);
+                    let der = CertificateDer::from(der);
+                    let _ = AgentIdentity::from_certificate(&der);
+                    let _ = certificate::user_identity(&der);
+                    let _ = Validity::of(&der);
+                    let _ = certificate::host_names(&der);
+                }
+            }
+        }
+    }
+}

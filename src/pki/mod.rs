@@ -19,8 +19,8 @@ pub mod tls;
 pub mod token_store;
 mod user_subject;
 
-//OFF #[cfg(test)]
-//OFF mod handshake_tests;
+#[cfg(test)]
+mod handshake_tests;
 
 pub use agent_dir::{AgentKey, AgentState};
 pub use authority::{CertificateAuthority, UserCertificate};

@@ -44,17 +44,21 @@ impl StubKeys {
     ) -> Result<Self, StubKeysError> {
         private_file::create_directory(directory)?;
         refuse_existing(directory)?;
-        for (name, common_name) in AUTHORITIES {
-            let (certificate, key) = authority_paths(directory, name);
-            CertificateAuthority::create(common_name, now)?.save(&certificate, &key)?;
-        }
-        let server_authority = load_authority(directory, SERVER_AUTHORITY, now)?;
-        let hosts: Vec<_> = hosts.iter().cloned().chain(base_domain.and_then(HostName::wildcard_below)).collect();
+        let authorities = [SERVER_AUTHORITY, AGENT_AUTHORITY, USER_AUTHORITY];
+        let [server, agent, user] =
+            authorities.map(|name| CertificateAuthority::create(&format!("qtunnel {name}"), now));
+        let (server, agent, user) = (server?, agent?, user?);
         let key = KeyPair::generate().map_err(AuthorityError::from)?;
-        let certificate = server_authority.issue_server(&hosts, &key, now)?;
+        let certificate = server.issue_server(&names(hosts, base_domain)?, &key, now)?;
+        let chain = pem::chain_to_pem(&[certificate, server.certificate_der().clone()]);
+
+        // Nothing is written before everything is made.
+        for (name, authority) in authorities.into_iter().zip([server, agent, user]) {
+            let (certificate, key) = authority_paths(directory, name);
+            authority.save(&certificate, &key)?;
+        }
         private_file::write_new(&directory.join(SERVER_KEY), key.serialize_pem().as_bytes())?;
-        let chain = [certificate, server_authority.certificate_der().clone()];
-        private_file::write_new(&directory.join(SERVER_CERTIFICATE), pem::chain_to_pem(&chain).as_bytes())?;
+        private_file::write_new(&directory.join(SERVER_CERTIFICATE), chain.as_bytes())?;
         Self::load(directory, now)
     }
 
@@ -137,6 +141,9 @@ pub enum StubKeysError {
         /// The first file that was found.
         path: PathBuf,
     },
+    /// A base domain that has no names below it.
+    #[error("{0} cannot be the base domain of clusters' host names: give a DNS name such as k8s.example.com")]
+    BaseDomain(HostName),
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -172,22 +179,26 @@ pub enum StubKeysError {
 const SERVER_AUTHORITY: &str = "server-ca";
 const AGENT_AUTHORITY: &str = "agent-ca";
 const USER_AUTHORITY: &str = "user-ca";
-/// File names and the common names that people see.
-const AUTHORITIES: [(&str, &str); 3] = [
-    (SERVER_AUTHORITY, "qtunnel server authority"),
-    (AGENT_AUTHORITY, "qtunnel agent authority"),
-    (USER_AUTHORITY, "qtunnel user authority"),
-];
 const SERVER_CERTIFICATE: &str = "server.pem";
 const SERVER_KEY: &str = "server-key.pem";
 const TOKENS: &str = "tokens";
+
+fn names(hosts: &[HostName], base_domain: Option<&HostName>) -> Result<Vec<HostName>, StubKeysError> {
+    let mut names = hosts.to_vec();
+    if let Some(domain) = base_domain {
+        names.push(domain.wildcard_below().ok_or_else(|| StubKeysError::BaseDomain(domain.clone()))?);
+    }
+    Ok(names)
+}
 
 fn authority_paths(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
     (directory.join(format!("{name}.pem")), directory.join(format!("{name}-key.pem")))
 }
 
 fn refuse_existing(directory: &Path) -> Result<(), StubKeysError> {
-    let authorities = AUTHORITIES.iter().flat_map(|(name, _)| <[PathBuf; 2]>::from(authority_paths(directory, name)));
+    let authorities = [SERVER_AUTHORITY, AGENT_AUTHORITY, USER_AUTHORITY]
+        .into_iter()
+        .flat_map(|name| <[PathBuf; 2]>::from(authority_paths(directory, name)));
     let server = [SERVER_CERTIFICATE, SERVER_KEY, TOKENS].map(|name| directory.join(name));
     match authorities.chain(server).find(|path| path.symlink_metadata().is_ok()) {
         Some(path) => Err(StubKeysError::Exists { path }),
@@ -220,4 +231,162 @@ fn check_issuer(leaf: &CertificateDer<'_>, authority: &CertificateAuthority) -> 
     let algorithms = tls::provider().signature_verification_algorithms.all;
     verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], UnixTime::since_unix_epoch(since_epoch), algorithms)
         .map_err(StubKeysError::OtherIssuer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    struct Scene {
+        root: tempfile::TempDir,
+        now: SystemTime,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let scene = Self { root: tempfile::tempdir().unwrap(), now: SystemTime::now() };
+            scene.create(&scene.directory()).unwrap();
+            scene
+        }
+
+        fn directory(&self) -> PathBuf {
+            self.root.path().join("keys")
+        }
+
+        fn create(&self, directory: &Path) -> Result<StubKeys, StubKeysError> {
+            StubKeys::create(directory, &hosts(), Some(&"k8s.example.com".parse().unwrap()), self.now)
+        }
+
+        fn load(&self) -> Result<StubKeys, StubKeysError> {
+            StubKeys::load(&self.directory(), self.now)
+        }
+
+        fn load_error(&self) -> String {
+            self.load().unwrap_err().to_string()
+        }
+    }
+
+    fn hosts() -> Vec<HostName> {
+        ["stub.example.com", "192.0.2.1"].map(|host| host.parse().unwrap()).to_vec()
+    }
+
+    fn leaf(keys: &StubKeys) -> CertificateDer<'static> {
+        keys.server().chain().swap_remove(0)
+    }
+
+    #[test]
+    fn a_new_set_of_keys_is_private_and_can_be_loaded() {
+        let scene = Scene::new();
+        let keys = scene.load().unwrap();
+        let names: Vec<_> = certificate::host_names(&leaf(&keys)).unwrap().iter().map(HostName::to_string).collect();
+        assert_eq!(names, ["stub.example.com", "192.0.2.1", "*.k8s.example.com"]);
+        assert_eq!(keys.server().chain().last(), Some(keys.server_authority().certificate_der()));
+        let mut files = 0;
+        for entry in fs::read_dir(scene.directory()).unwrap().map(Result::unwrap) {
+            let metadata = entry.metadata().unwrap();
+            let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(metadata.permissions().mode() & 0o7777, expected, "{:?}", entry.path());
+            files += 1;
+        }
+        assert_eq!(files, 9);
+    }
+
+    #[test]
+    fn keys_are_never_replaced() {
+        let scene = Scene::new();
+        let before = scene.load().unwrap().server_authority().fingerprint();
+        let error = scene.create(&scene.directory()).unwrap_err().to_string();
+        assert!(error.contains("server-ca.pem exists already"), "{error}");
+        assert_eq!(scene.load().unwrap().server_authority().fingerprint(), before);
+    }
+
+    #[test]
+    fn a_base_domain_that_is_no_domain_leaves_the_directory_empty() {
+        let scene = Scene::new();
+        let other = scene.root.path().join("other");
+        let address = "192.0.2.1".parse().unwrap();
+        let error = StubKeys::create(&other, &hosts(), Some(&address), scene.now).unwrap_err();
+        assert!(matches!(error, StubKeysError::BaseDomain(_)));
+        assert!(matches!(
+            StubKeys::create(&other, &[], None, scene.now),
+            Err(StubKeysError::Authority(AuthorityError::NoHost))
+        ));
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn files_that_do_not_fit_together_are_named() {
+        let scene = Scene::new();
+        let other = scene.root.path().join("other");
+        scene.create(&other).unwrap();
+        let cases = [
+            ("server-ca-key.pem", "belongs to another certificate"),
+            ("user-ca.pem", "belongs to another certificate"),
+            ("server-key.pem", "server.pem and server-key.pem: "),
+            ("server.pem", "not issued by the authority in server-ca.pem"),
+        ];
+        for (file, expected) in cases {
+            let path = scene.directory().join(file);
+            let good = fs::read(&path).unwrap();
+            fs::copy(other.join(file), &path).unwrap();
+            let error = scene.load_error();
+            assert!(error.contains(expected), "{file}: {error}");
+            fs::write(&path, "garbage").unwrap();
+            assert!(scene.load_error().contains(file), "{}", scene.load_error());
+            fs::remove_file(&path).unwrap();
+            assert!(scene.load_error().contains(&format!("{file} does not exist")), "{}", scene.load_error());
+            fs::write(&path, good).unwrap();
+        }
+        scene.load().unwrap();
+    }
+
+    #[test]
+    fn agents_and_users_must_not_share_an_authority() {
+        let scene = Scene::new();
+        for file in ["ca.pem", "ca-key.pem"] {
+            let path = |kind: &str| scene.directory().join(format!("{kind}-{file}"));
+            fs::copy(path("agent"), path("user")).unwrap();
+        }
+        assert!(matches!(scene.load(), Err(StubKeysError::SharedAuthority)));
+    }
+
+    #[test]
+    fn an_expired_authority_is_refused() {
+        let scene = Scene::new();
+        let later = scene.now + CertificateAuthority::LIFETIME + DAY;
+        let error = StubKeys::load(&scene.directory(), later).unwrap_err();
+        assert!(matches!(error, StubKeysError::AuthorityExpired { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_server_certificate_is_renewed_for_the_same_names_in_the_last_third_of_its_life() {
+        let scene = Scene::new();
+        let keys = scene.load().unwrap();
+        let old = leaf(&keys);
+        assert!(!keys.renew_server_certificate_if_due(scene.now + 200 * DAY).unwrap());
+        assert_eq!(leaf(&keys), old);
+
+        let due = scene.now + 300 * DAY;
+        assert!(keys.renew_server_certificate_if_due(due).unwrap());
+        let renewed = leaf(&keys);
+        assert_eq!(certificate::host_names(&renewed).unwrap(), certificate::host_names(&old).unwrap());
+        assert!(certificate::not_after(&renewed).unwrap() > due + 390 * DAY);
+        assert_eq!(leaf(&StubKeys::load(&scene.directory(), due).unwrap()), renewed);
+        assert!(!keys.renew_server_certificate_if_due(due).unwrap());
+    }
+
+    #[test]
+    fn a_stub_that_was_off_for_long_replaces_its_expired_server_certificate() {
+        let scene = Scene::new();
+        let later = scene.now + 500 * DAY;
+        let keys = StubKeys::load(&scene.directory(), later).unwrap();
+        assert!(keys.renew_server_certificate_if_due(later).unwrap());
+        assert!(certificate::not_after(&leaf(&keys)).unwrap() > later);
+    }
 }
