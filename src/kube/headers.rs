@@ -7,7 +7,7 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1): `Connection` and every header it names, `Keep-Alive`,
 /// `Proxy-*`, `Transfer-Encoding`, `Upgrade`, and `TE` except for `trailers`.
 ///
-/// For an upgrade, read [`super::Upgrade`] first and write `Connection` and `Upgrade` again afterwards.
+/// For an upgrade, read [`super::requested_upgrade`] first and write `Connection` and `Upgrade` again afterwards.
 ///
 /// # Errors
 /// A `Connection` that names a header which carries the identity or the meaning of the message: removing it would change who asks

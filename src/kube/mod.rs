@@ -4,7 +4,7 @@
 //! API server all read the same request the same way.
 //!
 //! - [`RequestPath`] and [`RequestInfo`]: what a request is about, by the API server's own rules.
-//! - [`Upgrade`]: whether a request asks to become a raw stream.
+//! - [`requested_upgrade`]: whether a request asks to become a raw stream.
 //! - [`Status`]: the errors kubectl prints well.
 //! - [`headers`]: which headers end at the tunnel, and [`rewrite_location`] for redirects.
 
@@ -20,4 +20,4 @@ pub use location::{ForeignLocation, rewrite_location};
 pub use request_info::{RequestInfo, UnknownRequest};
 pub use request_path::{AmbiguousPath, RequestPath};
 pub use status::Status;
-pub use upgrade::{BadUpgrade, Upgrade};
+pub use upgrade::{BadUpgrade, requested_upgrade};

@@ -4,47 +4,25 @@ use http::Version;
 use http::header::{CONNECTION, HeaderMap, UPGRADE};
 
 use super::headers::list_items;
+use crate::wire::UpgradeProtocol;
 
-/// What a request may be upgraded to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Upgrade {
-    /// `SPDY/3.1`: exec, attach and port-forward of older clients.
-    Spdy,
-    /// `websocket`: exec, attach and port-forward of newer clients, and a watch by WebSocket.
-    WebSocket,
-}
-
-impl Upgrade {
-    /// The upgrade that the headers ask for; `None` for a plain request.
-    ///
-    /// The API server takes any `Connection` value that *contains* "upgrade" for an upgrade (`IsUpgradeRequest` in
-    /// `apimachinery/pkg/util/httpstream/httpstream.go`), RFC 9110, section 7.6.1 only the token. What the two read differently
-    /// is refused, so that a request is never an upgrade for one end of the tunnel and plain for the other.
-    pub fn from_headers(headers: &HeaderMap, version: Version) -> Result<Option<Self>, BadUpgrade> {
-        if !connection_asks_for_upgrade(headers)? {
-            return Ok(None);
-        }
-        if version != Version::HTTP_11 {
-            return Err(BadUpgrade::WrongVersion(version));
-        }
-        let mut protocols = list_items(headers, &UPGRADE);
-        match (protocols.next(), protocols.next()) {
-            (None, _) => Err(BadUpgrade::NoProtocol),
-            (Some(_), Some(_)) => Err(BadUpgrade::SeveralProtocols),
-            (Some(protocol), None) => [Self::Spdy, Self::WebSocket]
-                .into_iter()
-                .find(|upgrade| protocol.eq_ignore_ascii_case(upgrade.as_str().as_bytes()))
-                .map(Some)
-                .ok_or(BadUpgrade::UnknownProtocol),
-        }
+/// The upgrade that the headers ask for; `None` for a plain request.
+///
+/// The API server takes any `Connection` value that *contains* "upgrade" for an upgrade (`IsUpgradeRequest` in
+/// `apimachinery/pkg/util/httpstream/httpstream.go`), RFC 9110, section 7.6.1 only the token. What the two read differently
+/// is refused, so that a request is never an upgrade for one end of the tunnel and plain for the other.
+pub fn requested_upgrade(headers: &HeaderMap, version: Version) -> Result<Option<UpgradeProtocol>, BadUpgrade> {
+    if !connection_asks_for_upgrade(headers)? {
+        return Ok(None);
     }
-
-    /// The value of the `Upgrade` header, written as the API server writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Spdy => "SPDY/3.1",
-            Self::WebSocket => "websocket",
-        }
+    if version != Version::HTTP_11 {
+        return Err(BadUpgrade::WrongVersion(version));
+    }
+    let mut protocols = list_items(headers, &UPGRADE);
+    match (protocols.next(), protocols.next()) {
+        (None, _) => Err(BadUpgrade::NoProtocol),
+        (Some(_), Some(_)) => Err(BadUpgrade::SeveralProtocols),
+        (Some(protocol), None) => UpgradeProtocol::parse(protocol).map(Some).ok_or(BadUpgrade::UnknownProtocol),
     }
 }
 
@@ -85,21 +63,27 @@ fn connection_asks_for_upgrade(headers: &HeaderMap) -> Result<bool, BadUpgrade> 
 mod tests {
     use super::*;
 
-    fn upgrade(lines: &[(&'static str, &'static str)], version: Version) -> Result<Option<Upgrade>, BadUpgrade> {
+    fn upgrade(
+        lines: &[(&'static str, &'static str)],
+        version: Version,
+    ) -> Result<Option<UpgradeProtocol>, BadUpgrade> {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers.append(*name, value.parse().unwrap());
         }
-        Upgrade::from_headers(&headers, version)
+        requested_upgrade(&headers, version)
     }
 
     #[test]
     fn the_upgrades_of_kubectl_are_recognized() {
         for (lines, expected) in [
-            (vec![("connection", "Upgrade"), ("upgrade", "websocket")], Upgrade::WebSocket),
-            (vec![("connection", "Upgrade"), ("upgrade", "SPDY/3.1")], Upgrade::Spdy),
-            (vec![("connection", "keep-alive, UPGRADE"), ("upgrade", "WebSocket")], Upgrade::WebSocket),
-            (vec![("connection", "keep-alive"), ("connection", " ,upgrade"), ("upgrade", "spdy/3.1")], Upgrade::Spdy),
+            (vec![("connection", "Upgrade"), ("upgrade", "websocket")], UpgradeProtocol::WebSocket),
+            (vec![("connection", "Upgrade"), ("upgrade", "SPDY/3.1")], UpgradeProtocol::Spdy),
+            (vec![("connection", "keep-alive, UPGRADE"), ("upgrade", "WebSocket")], UpgradeProtocol::WebSocket),
+            (
+                vec![("connection", "keep-alive"), ("connection", " ,upgrade"), ("upgrade", "spdy/3.1")],
+                UpgradeProtocol::Spdy,
+            ),
         ] {
             assert_eq!(upgrade(&lines, Version::HTTP_11), Ok(Some(expected)), "{lines:?}");
         }
