@@ -28,6 +28,15 @@ impl ReceivedBody {
     pub fn new(frames: FrameReceiver, length: Option<u64>) -> Self {
         Self { frames, length, ended: false }
     }
+
+    /// Counts a piece. Behind the last one of a known length the end of the stream is taken along, because nobody asks
+    /// for more then.
+    fn count(&mut self, length: usize, context: &mut Context<'_>) {
+        self.length = self.length.map(|left| left.saturating_sub(length as u64));
+        if self.length == Some(0) && matches!(self.frames.poll_frame(context), Poll::Ready(Ok(None))) {
+            self.ended = true;
+        }
+    }
 }
 
 impl Body for ReceivedBody {
@@ -44,7 +53,7 @@ impl Body for ReceivedBody {
         let frame = ready!(self.frames.poll_frame(context));
         Poll::Ready(match frame {
             Ok(Some(Frame::Data(data))) => {
-                self.length = self.length.map(|left| left.saturating_sub(data.len() as u64));
+                self.count(data.len(), context);
                 Some(Ok(http_body::Frame::data(data)))
             }
             Ok(Some(Frame::Trailers(Trailers(fields)))) => Some(Ok(http_body::Frame::trailers(fields))),
@@ -61,7 +70,7 @@ impl Body for ReceivedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.ended || self.length == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -29,6 +29,11 @@ impl Status {
         Self::new(StatusCode::UNAUTHORIZED, Some("Unauthorized"), "Unauthorized".to_owned())
     }
 
+    /// 401: what was sent to authenticate with is not what is needed; `message` says what is.
+    pub fn unauthorized_because(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, Some("Unauthorized"), message.into())
+    }
+
     /// 403: `identity` may not do this; `why` says whose decision that was, or is empty.
     ///
     /// The message has the words of the API server (`apiserver/pkg/endpoints/handlers/responsewriters/errors.go`), and names the verb
@@ -49,6 +54,11 @@ impl Status {
             details: Details { kind: "clusters".to_owned(), name: cluster.to_string(), ..Details::default() },
             ..Self::new(StatusCode::NOT_FOUND, Some("NotFound"), message)
         }
+    }
+
+    /// 404: there is nothing at this path.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("NotFound"), message.into())
     }
 
     /// 503 with `Retry-After`: the cluster is known, but none of its agents is connected.
@@ -96,6 +106,11 @@ impl Status {
     pub fn payload_too_large(limit: u64) -> Self {
         let message = format!("Request entity too large: limit is {limit}");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("RequestEntityTooLarge"), message)
+    }
+
+    /// 431: the request's header fields are longer than the tunnel carries.
+    pub fn headers_too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, None, message.into())
     }
 
     /// 429: too much is asked at once; try again after so many seconds. Only before the request is dispatched.
