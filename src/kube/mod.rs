@@ -6,9 +6,11 @@
 //! - [`RequestPath`] and [`RequestInfo`]: what a request is about, by the API server's own rules.
 //! - [`requested_upgrade`]: whether a request asks to become a raw stream.
 //! - [`Status`]: the errors kubectl prints well.
+//! - [`impersonation`]: acting in another's name, and who may.
 //! - [`headers`]: which headers end at the tunnel, and [`rewrite_location`] for redirects.
 
 pub mod headers;
+pub mod impersonation;
 mod location;
 mod percent;
 mod request_info;

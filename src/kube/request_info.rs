@@ -33,7 +33,7 @@ pub struct RequestInfo {
     /// The path from the resource on.
     pub parts: Vec<String>,
     /// Whether a log is asked to go on as the container writes (`follow=true`).
-    follow: bool,
+    pub follow: bool,
 }
 
 impl RequestInfo {
