@@ -17,6 +17,7 @@ use super::tls::{
     enrollment_client_config, front_server_config, provider, roots, tunnel_client_config, tunnel_server_config,
 };
 use super::{AgentKey, CertificateAuthority, CertificateFingerprint, UserCertificate, find_pinned};
+use crate::wire::{ALPN_ENROLLMENT, ALPN_TUNNEL};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const HOST: &str = "stub.example.com";
@@ -183,7 +184,7 @@ fn an_agent_is_no_user() {
 fn a_user_is_no_agent() {
     let stub = Stub::new();
     let mut client = stub.client(TLS13, Some(user_keys(stub.user_from(stub.now))));
-    client.alpn_protocols = vec![b"qtunnel/1".to_vec()];
+    client.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     assert_certificate_refused(connect(stub.tunnel(), client), "UnknownIssuer");
 }
 
@@ -236,7 +237,7 @@ fn an_agent_is_recognized_at_the_tunnel_with_a_post_quantum_key_exchange() {
     let stub = Stub::new();
     let connected = connect(stub.tunnel(), tunnel_client_config(&stub.agent()).unwrap()).unwrap();
     assert_eq!(connected.server.protocol_version(), Some(ProtocolVersion::TLSv1_3));
-    assert_eq!(connected.server.alpn_protocol(), Some(b"qtunnel/1".as_slice()));
+    assert_eq!(connected.server.alpn_protocol(), Some(ALPN_TUNNEL));
     let presented = &connected.server.peer_certificates().unwrap()[0];
     assert_eq!(AgentIdentity::from_certificate(presented).unwrap(), identity());
     let group = connected.client.negotiated_key_exchange_group().unwrap();
@@ -262,7 +263,7 @@ fn the_tunnel_speaks_its_own_protocols_over_tls_13_only() {
     let web = connect(stub.tunnel(), stub.client(TLS13, None)).unwrap_err();
     assert_eq!(web, Error::NoApplicationProtocol);
     let mut old = stub.client(TLS12, None);
-    old.alpn_protocols = vec![b"qtunnel/1".to_vec()];
+    old.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     assert!(matches!(connect(stub.tunnel(), old), Err(Error::PeerIncompatible(_))));
 }
 
@@ -271,7 +272,7 @@ fn an_agent_with_a_join_token_learns_its_authority_from_the_stub() {
     let stub = Stub::new();
     let fingerprint = stub.servers.fingerprint();
     let connected = connect(stub.tunnel(), enrollment_client_config(fingerprint).unwrap()).unwrap();
-    assert_eq!(connected.server.alpn_protocol(), Some(b"qtunnel-enroll/1".as_slice()));
+    assert_eq!(connected.server.alpn_protocol(), Some(ALPN_ENROLLMENT));
     assert!(connected.server.peer_certificates().is_none());
     let chain = connected.client.peer_certificates().unwrap();
     assert_eq!(find_pinned(chain, &fingerprint), Some(stub.servers.certificate_der()));
@@ -336,7 +337,7 @@ fn a_client_of_the_front_resumes_and_is_still_recognized() {
 fn a_session_of_the_front_cannot_be_resumed_at_the_tunnel() {
     let stub = Stub::new();
     let mut client = stub.client(TLS13, None);
-    client.alpn_protocols.push(b"qtunnel/1".to_vec());
+    client.alpn_protocols.push(ALPN_TUNNEL.to_vec());
     let client = Arc::new(client);
     connect_to(HOST, &Arc::new(stub.front()), &client).unwrap();
     let at_tunnel = connect_to(HOST, &Arc::new(stub.tunnel()), &client).unwrap();
@@ -462,7 +463,7 @@ mod quic {
         assert!(matches!(client, ConnectionError::ApplicationClosed(_)), "{client}");
 
         let mut user = stub.client(TLS13, Some(user_keys(stub.user_from(stub.now))));
-        user.alpn_protocols = vec![b"qtunnel/1".to_vec()];
+        user.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
         let (server, client) = dial(&stub, user).await;
         assert!(server.unwrap_err().contains("UnknownIssuer"));
         assert!(matches!(client, ConnectionError::ConnectionClosed(_)), "{client}");
