@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use http::Uri;
 
-use super::user_token::BearerToken;
+use crate::wire::BearerToken;
 
 mod error;
 mod read;

@@ -27,3 +27,4 @@ pub use request_info::{RequestInfo, UnknownRequest};
 pub use request_path::{AmbiguousPath, RequestPath};
 pub use status::Status;
 pub use upgrade::{BadUpgrade, requested_upgrade};
+pub use user_token::{StaticTokens, take_bearer_token};

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 
 use super::digest::sha256;
+use crate::wire::BearerToken;
 
 mod static_tokens;
 
@@ -15,90 +16,66 @@ pub use static_tokens::{InvalidTokenFile, StaticTokens};
 /// What a browser's WebSocket carries a token in, because it cannot set headers.
 const WEBSOCKET_PREFIX: &[u8] = b"base64url.bearer.authorization.k8s.io.";
 
-/// A secret that says who its bearer is. It is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct BearerToken(String);
+/// Takes the token that a request authenticates with out of its headers: that of `Authorization: Bearer ...`, else the one
+/// that a browser's WebSocket carries.
+///
+/// # Errors
+/// See [`BadToken`]. The headers are left alone then.
+pub fn take_bearer_token(headers: &mut HeaderMap) -> Result<Option<BearerToken>, BadToken> {
+    let authorization = from_authorization(headers)?;
+    let websocket = take_from_websocket_protocol(headers)?;
+    headers.remove(AUTHORIZATION);
+    Ok(authorization.or(websocket))
+}
 
-impl BearerToken {
-    /// The token of `Authorization: Bearer ...`; `None` without the header or with another scheme.
-    ///
-    /// # Errors
-    /// Several `Authorization` headers, or a `Bearer` that is not followed by exactly one token. It becomes a 401.
-    pub fn from_authorization(headers: &HeaderMap) -> Result<Option<Self>, BadToken> {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let value = match (values.next(), values.next()) {
-            (None, _) => return Ok(None),
-            (Some(value), None) => value.to_str().map_err(|_| BadToken::Malformed)?,
-            (Some(_), Some(_)) => return Err(BadToken::Several),
-        };
-        let (scheme, token) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
-        match scheme.eq_ignore_ascii_case("bearer") {
-            true => Self::new(token).map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// Takes the token out of `Sec-WebSocket-Protocol`, where browsers put it
-    /// (`apiserver/pkg/authentication/request/websocket/protocol.go`); `None` where there is none. Only a WebSocket upgrade is
-    /// authenticated this way.
-    ///
-    /// # Errors
-    /// Several tokens, a token that is not unpadded base64url, or no other protocol beside it that the server could choose. The header is
-    /// left alone then.
-    pub fn take_from_websocket_protocol(headers: &mut HeaderMap) -> Result<Option<Self>, BadToken> {
-        let items = headers
-            .get_all(SEC_WEBSOCKET_PROTOCOL)
-            .into_iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','));
-        let (tokens, protocols): (Vec<&[u8]>, Vec<&[u8]>) =
-            items.map(<[u8]>::trim_ascii).partition(|item| item.starts_with(WEBSOCKET_PREFIX));
-        let encoded = match tokens.as_slice() {
-            [] => return Ok(None),
-            [token] => token.strip_prefix(WEBSOCKET_PREFIX).unwrap_or_default(),
-            [_, ..] => return Err(BadToken::Several),
-        };
-        let decoded = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| BadToken::Malformed)?;
-        let token = Self::new(str::from_utf8(&decoded).map_err(|_| BadToken::Malformed)?)?;
-        if protocols.is_empty() {
-            return Err(BadToken::NoOtherProtocol);
-        }
-        // Made of what was a header value before.
-        let rest = HeaderValue::from_bytes(&protocols.join(b", ".as_slice())).map_err(|_| BadToken::Malformed)?;
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
-        Ok(Some(token))
-    }
-
-    /// The secret itself.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// What a token may be looked up or remembered by, without keeping the secret.
-    pub fn hash(&self) -> TokenHash {
-        TokenHash(sha256(self.0.as_bytes()))
-    }
-
-    /// A token from its text.
-    ///
-    /// # Errors
-    /// An empty text, or one with a character that is not visible ASCII: no header could carry it.
-    pub fn new(token: &str) -> Result<Self, BadToken> {
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(BadToken::Malformed);
-        }
-        Ok(Self(token.to_owned()))
+/// The token of `Authorization: Bearer ...`; `None` without the header or with another scheme.
+fn from_authorization(headers: &HeaderMap) -> Result<Option<BearerToken>, BadToken> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = match (values.next(), values.next()) {
+        (None, _) => return Ok(None),
+        (Some(value), None) => value.to_str().map_err(|_| BadToken::Malformed)?,
+        (Some(_), Some(_)) => return Err(BadToken::Several),
+    };
+    let (scheme, token) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
+    match scheme.eq_ignore_ascii_case("bearer") {
+        true => BearerToken::new(token).map(Some).ok_or(BadToken::Malformed),
+        false => Ok(None),
     }
 }
 
-impl fmt::Debug for BearerToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BearerToken(..)")
+/// Takes the token out of `Sec-WebSocket-Protocol`, where browsers put it
+/// (`apiserver/pkg/authentication/request/websocket/protocol.go`); `None` where there is none.
+fn take_from_websocket_protocol(headers: &mut HeaderMap) -> Result<Option<BearerToken>, BadToken> {
+    let items =
+        headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let (tokens, protocols): (Vec<&[u8]>, Vec<&[u8]>) =
+        items.map(<[u8]>::trim_ascii).partition(|item| item.starts_with(WEBSOCKET_PREFIX));
+    let encoded = match tokens.as_slice() {
+        [] => return Ok(None),
+        [token] => token.strip_prefix(WEBSOCKET_PREFIX).unwrap_or_default(),
+        [_, ..] => return Err(BadToken::Several),
+    };
+    let decoded = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| BadToken::Malformed)?;
+    let token = str::from_utf8(&decoded).ok().and_then(BearerToken::new).ok_or(BadToken::Malformed)?;
+    if protocols.is_empty() {
+        return Err(BadToken::NoOtherProtocol);
     }
+    // Made of what was a header value before.
+    let rest = HeaderValue::from_bytes(&protocols.join(b", ".as_slice())).map_err(|_| BadToken::Malformed)?;
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, rest);
+    Ok(Some(token))
 }
 
 /// The SHA-256 of a token. Equality needs no constant time: whoever can choose a token cannot choose its hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// What `token` may be looked up or remembered by, without keeping the secret.
+    pub fn of(token: &BearerToken) -> Self {
+        Self(sha256(token.reveal().as_bytes()))
+    }
+}
 
 impl fmt::Debug for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,7 +107,7 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        BearerToken::from_authorization(&headers).map(|token| token.map(|token| token.as_str().to_owned()))
+        from_authorization(&headers).map(|token| token.map(|token| token.reveal().to_owned()))
     }
 
     fn websocket(values: &[&str]) -> (Result<Option<String>, BadToken>, Vec<String>) {
@@ -138,10 +115,10 @@ mod tests {
         for value in values {
             headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        let token = BearerToken::take_from_websocket_protocol(&mut headers);
+        let token = take_from_websocket_protocol(&mut headers);
         let left = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
         let left = left.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect();
-        (token.map(|token| token.map(|token| token.as_str().to_owned())), left)
+        (token.map(|token| token.map(|token| token.reveal().to_owned())), left)
     }
 
     #[test]

@@ -154,8 +154,7 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes, StatusError> {
     let stream = UnixStream::connect(socket)
         .await
         .map_err(|source| StatusError::NotRunning { path: socket.to_owned(), source })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let connection = tokio::spawn(connection);
     let mut request = Request::new(Full::<Bytes>::default());
     *request.uri_mut() = path.parse().unwrap_or_default();

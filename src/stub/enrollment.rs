@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::shared::Shared;
-use crate::pki::authority::AuthorityError;
-use crate::pki::certificate::CertificateError;
-use crate::pki::join_token::InvalidJoinToken;
+use crate::pki::AuthorityError;
+use crate::pki::CertificateError;
+use crate::pki::InvalidJoinToken;
 use crate::pki::{AgentIdentity, JoinToken, RedeemError, Validity};
 use crate::wire::{AgentName, Certificate, Enroll};
 
@@ -44,7 +44,9 @@ impl EnrollmentError {
             Self::NoToken(error) => error.to_string(),
             Self::Token { error, .. } => error.peer_message().to_owned(),
             Self::Request(error) => error.to_string(),
-            Self::Issued(_) | Self::Interrupted => "the stub cannot issue certificates at the moment; try again".to_owned(),
+            Self::Issued(_) | Self::Interrupted => {
+                "the stub cannot issue certificates at the moment; try again".to_owned()
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ use super::request;
 use super::shared::Shared;
 use crate::carrier::Disconnect;
 use crate::pki::Validity;
-use crate::pki::certificate::{CertificateError, user_identity};
+use crate::pki::{CertificateError, user_identity};
 use crate::wire::Identity;
 use crate::wire::limits::MAX_HEAD_LENGTH;
 
@@ -144,10 +144,9 @@ impl ClientConnection {
     fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
         let (_, tls) = socket.get_ref();
         let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
-            Some(certificate) => Some(ClientCertificate {
-                identity: user_identity(certificate)?,
-                validity: Validity::of(certificate)?,
-            }),
+            Some(certificate) => {
+                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
+            }
             None => None,
         };
         Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })

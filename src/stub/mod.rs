@@ -36,8 +36,8 @@ pub use shared::KnownClusters;
 use crate::carrier::QuicListener;
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
-use crate::pki::stub_dir::StubKeysError;
-use crate::pki::tls::{TlsError, front_server_config, tunnel_server_config};
+use crate::pki::StubKeysError;
+use crate::pki::{TlsError, front_server_config, tunnel_server_config};
 use authenticate::Authenticator;
 use dispatch::Patience;
 use registry::Registry;
@@ -71,7 +71,9 @@ pub enum StartError {
         why: String,
     },
     /// A port is not to be had.
-    #[error("cannot listen on {protocol} {address}: {source}; choose another address with `listen` in the settings file")]
+    #[error(
+        "cannot listen on {protocol} {address}: {source}; choose another address with `listen` in the settings file"
+    )]
     Listen {
         /// TCP or UDP.
         protocol: &'static str,

@@ -17,7 +17,7 @@ use super::front::{ClientConnection, ClientSocket};
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
-use crate::kube::{RequestInfo, Status, headers, requested_upgrade, impersonation};
+use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
 use crate::wire::{ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
@@ -107,8 +107,7 @@ async fn answer(
     }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
-    let outgoing =
-        Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
+    let outgoing = Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
     let exchange = dispatch(&shared.registry, outgoing, shared.patience).await?;
     passed_on(exchange, &route, &method, upgrade, on_upgrade)
 }

@@ -45,7 +45,7 @@ enum Refusal {
     #[error("no certificate was presented; an agent without one has to enrol with a join token")]
     NoCertificate,
     #[error("the certificate is not an agent's: {0}")]
-    Certificate(#[from] crate::pki::certificate::CertificateError),
+    Certificate(#[from] crate::pki::CertificateError),
     #[error("the certificate of {0} has expired")]
     Expired(AgentIdentity),
     #[error("{identity} says that it serves cluster \"{claimed}\"")]
@@ -157,10 +157,7 @@ fn log_connected(link: &AgentLink) {
     );
 }
 
-async fn control_stream(
-    connection: &Connection,
-    patience: Duration,
-) -> Result<(FrameSender, FrameReceiver), Refusal> {
+async fn control_stream(connection: &Connection, patience: Duration) -> Result<(FrameSender, FrameReceiver), Refusal> {
     let (send, recv) = timeout(patience, connection.accept()).await.map_err(|_elapsed| Refusal::Silent)??;
     Ok((FrameSender::new(send), FrameReceiver::new(recv, FrameReader::for_accepted_control())))
 }
@@ -207,7 +204,12 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(mut self, mut sender: FrameSender, mut receiver: FrameReceiver, shutdown: CancellationToken) -> SessionEnd {
+    async fn run(
+        mut self,
+        mut sender: FrameSender,
+        mut receiver: FrameReceiver,
+        shutdown: CancellationToken,
+    ) -> SessionEnd {
         loop {
             tokio::select! {
                 end = self.link.connection.closed() => return SessionEnd::Connection(end),

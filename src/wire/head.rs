@@ -85,14 +85,16 @@ impl UpgradeProtocol {
     }
 }
 
-/// A bearer token. It is never shown: not by `Debug`, not in an error.
+/// A secret that says who its bearer is. It is never shown: not by `Debug`, not in an error.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BearerToken(String);
 
 impl BearerToken {
-    /// Wraps a token as it stood behind `Bearer `.
-    pub fn new(token: String) -> Self {
-        Self(token)
+    /// A token as it stood behind `Bearer `; `None` for an empty text, and for one with a character that is not visible
+    /// ASCII, which no header could carry.
+    pub fn new(token: &str) -> Option<Self> {
+        let carried = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        carried.then(|| Self(token.to_owned()))
     }
 
     /// The token itself, for the one header field it is written to.
@@ -144,7 +146,8 @@ impl RequestHead {
                 field::AUDIT_ID => field.set_once(&mut audit_id, read_audit_id(&field)?, "audit id")?,
                 field::UPGRADE => field.set_once(&mut upgrade, read_upgrade(&field)?, "upgrade")?,
                 field::BEARER_TOKEN => {
-                    let token = BearerToken::new(field.text("bearer token")?);
+                    let token = BearerToken::new(&field.text("bearer token")?);
+                    let token = token.ok_or_else(|| field.malformed("bearer token"))?;
                     field.set_once(&mut bearer_token, token, "bearer token")?;
                 }
                 field::CLIENT_ADDRESS => {

@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 use super::{ClientCertificate, Credentials, KubeconfigError, Upstream, read_file};
-use crate::kube::user_token::BearerToken;
+use crate::wire::BearerToken;
 
 /// A kubeconfig file. Paths in it count from its own folder.
 pub struct Kubeconfig {
@@ -91,9 +91,9 @@ impl Kubeconfig {
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         match (given(&user.token_file), given(&user.token)) {
             (Some(path), _) => Ok(Credentials::TokenFile(self.folder.join(path))),
-            (None, Some(token)) => BearerToken::new(&token)
-                .map(Credentials::Token)
-                .map_err(|_| "its token has a character no token may have"),
+            (None, Some(token)) => {
+                BearerToken::new(&token).map(Credentials::Token).ok_or("its token has a character no token may have")
+            }
             (None, None) => Ok(Credentials::Anonymous),
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::{BadToken, BearerToken, TokenHash};
-use crate::wire::Identity;
+use super::TokenHash;
+use crate::wire::{BearerToken, Identity};
 
 /// The users of a token file. It keeps hashes of the tokens, not the tokens.
 #[derive(Clone, Default)]
@@ -20,7 +20,7 @@ impl StaticTokens {
         let mut users = HashMap::new();
         for (number, line) in (1..).zip(csv.lines()).filter(|(_, line)| !line.is_empty()) {
             let (token, identity) = parse_line(line).map_err(|why| InvalidTokenFile { line: number, why })?;
-            if users.insert(token.hash(), identity).is_some() {
+            if users.insert(TokenHash::of(&token), identity).is_some() {
                 return Err(InvalidTokenFile { line: number, why: "the token stands on an earlier line too" });
             }
         }
@@ -28,8 +28,8 @@ impl StaticTokens {
     }
 
     /// Who bears this token.
-    pub fn identity(&self, token: &BearerToken) -> Option<&Identity> {
-        self.users.get(&token.hash())
+    pub fn identify(&self, token: &BearerToken) -> Option<&Identity> {
+        self.users.get(&TokenHash::of(token))
     }
 
     /// How many tokens there are.
@@ -65,8 +65,7 @@ fn parse_line(line: &str) -> Result<(BearerToken, Identity), &'static str> {
         [_, _, _, _, ..] => return Err("it has more than four fields; put several groups in one pair of quotes"),
         _ => return Err("it has fewer than three fields"),
     };
-    let token =
-        BearerToken::new(token).map_err(|_: BadToken| "the token is empty or has a character no token may have")?;
+    let token = BearerToken::new(token).ok_or("the token is empty or has a character no token may have")?;
     if user.is_empty() {
         return Err("the user is empty");
     }
@@ -139,12 +138,12 @@ mod tests {
         let groups = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let alice =
             Identity { uid: Some("7".to_owned()), groups: groups(&["devs", "ops"]), ..Identity::named("alice") };
-        assert_eq!(tokens.identity(&token("t1")), Some(&alice));
-        assert_eq!(tokens.identity(&token("t2")), Some(&Identity::named("bob")));
+        assert_eq!(tokens.identify(&token("t1")), Some(&alice));
+        assert_eq!(tokens.identify(&token("t2")), Some(&Identity::named("bob")));
         let neil = Identity { uid: Some("u3".to_owned()), groups: groups(&["single"]), ..Identity::named("o\"neil") };
-        assert_eq!(tokens.identity(&token("t,3")), Some(&neil));
-        assert_eq!(tokens.identity(&token("t4")), Some(&Identity::named("eve")));
-        assert_eq!(tokens.identity(&token("t")), None);
+        assert_eq!(tokens.identify(&token("t,3")), Some(&neil));
+        assert_eq!(tokens.identify(&token("t4")), Some(&Identity::named("eve")));
+        assert_eq!(tokens.identify(&token("t")), None);
         assert!(StaticTokens::parse("\n").unwrap().is_empty());
     }
 
