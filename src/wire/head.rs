@@ -240,7 +240,7 @@ pub struct Failure {
 }
 
 macro_rules! failure_reasons {
-    ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
         /// Why there is no response of the API server. Unknown reasons count as [`FailureReason::Internal`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum FailureReason { $($(#[$doc])* $name = $value,)* }
@@ -248,29 +248,34 @@ macro_rules! failure_reasons {
         impl FailureReason {
             /// Every reason of this version.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The reason's name in the specification.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
         }
     };
 }
 
 failure_reasons! {
     /// The agent failed.
-    Internal = 0,
+    Internal = 0, "INTERNAL";
     /// No connection to the API server.
-    UpstreamUnreachable = 1,
+    UpstreamUnreachable = 1, "UPSTREAM_UNREACHABLE";
     /// The API server's connection broke before its answer.
-    UpstreamLost = 2,
+    UpstreamLost = 2, "UPSTREAM_LOST";
     /// The API server did not answer in time.
-    UpstreamTimeout = 3,
+    UpstreamTimeout = 3, "UPSTREAM_TIMEOUT";
     /// The agent's policy or the cluster refuses the identity.
-    Forbidden = 4,
+    Forbidden = 4, "FORBIDDEN";
     /// The agent cannot make a request out of the head.
-    BadRequest = 5,
+    BadRequest = 5, "BAD_REQUEST";
     /// The API server answered what must not be passed on.
-    BadUpstreamAnswer = 6,
+    BadUpstreamAnswer = 6, "BAD_UPSTREAM_ANSWER";
     /// The agent takes no new requests.
-    Draining = 7,
+    Draining = 7, "DRAINING";
     /// Pass-through mode, and the request carries no token for the cluster.
-    Unauthenticated = 8,
+    Unauthenticated = 8, "UNAUTHENTICATED";
 }
 
 impl Failure {

@@ -12,6 +12,8 @@ mod identity;
 pub mod limits;
 mod names;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod varint;
 
 pub use control::{AuthMode, Certificate, Drain, Enroll, Hello, Refused, Renew, Report, Welcome};
