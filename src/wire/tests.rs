@@ -4,6 +4,7 @@ mod arbitrary;
 mod limits;
 mod properties;
 mod rendering;
+mod specification;
 mod vectors;
 
 use bytes::{Bytes, BytesMut};
