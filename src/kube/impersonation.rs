@@ -1,7 +1,7 @@
 //! Asking the API server for something in another's name (`apiserver/pkg/endpoints/filters/impersonation`).
 //!
 //! At the stub, [`requested`] reads what `kubectl --as` asks for and [`access_reviews`] ask the cluster whether the user may; at the
-//! agent, an [`ImpersonationPolicy`] has the last word before [`write`] names the identity to the API server.
+//! agent, an [`ImpersonationPolicy`] has the last word before [`write()`] names the identity to the API server.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 

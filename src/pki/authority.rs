@@ -68,7 +68,7 @@ impl CertificateAuthority {
         let key_der = private_file::read_private_key(key)?;
         let key_pair = KeyPair::try_from(&key_der)
             .map_err(|error| FileError::NotAPrivateKey { path: key.into(), reason: error.to_string() })?;
-        let parsed = certificate::parse(&der)?;
+        let parsed = certificate::parse(&der).map_err(|error| unusable(error.to_string()))?;
         if !parsed.is_ca() {
             return Err(unusable("it is not the certificate of an authority".to_owned()));
         }
@@ -286,7 +286,6 @@ fn alternative_name(host: &HostName) -> Result<SanType, rcgen::Error> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use x509_parser::prelude::{FromDer, X509Certificate};
 
     use super::*;
@@ -491,38 +490,5 @@ mod tests {
         let user = authority().issue_user("eve", &[], DAY, now).unwrap();
         let not_before = Validity::of(&user.certificate).unwrap().not_before;
         assert!(not_before <= now - Duration::from_secs(300) && not_before > now - Duration::from_secs(302));
-    }
-
-    proptest! {
-        #[test]
-        fn garbage_in_the_place_of_der_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            let der = CertificateDer::from(bytes.clone());
-            prop_assert!(AgentIdentity::from_certificate(&der).is_err());
-            prop_assert!(certificate::user_identity(&der).is_err());
-            prop_assert!(Validity::of(&der).is_err());
-            prop_assert!(SigningRequest::verify(&bytes).is_err());
-        }
-
-        #[test]
-        fn a_damaged_request_or_certificate_never_makes_a_panic(
-            position in any::<prop::sample::Index>(),
-            byte in any::<u8>(),
-            cut in any::<prop::sample::Index>(),
-        ) {
-            let request = request_naming("qtunnel://prod/agent/a1");
-            let certificate = authority().issue_user("eve", &["team".to_owned()], DAY, SystemTime::now()).unwrap();
-            for mut der in [request, certificate.certificate.to_vec()] {
-                let position = position.index(der.len());
-                der[position] = byte;
-                for der in [&der[..], &der[..cut.index(der.len())]] {
-                    let _ = SigningRequest::verify(der);
-                    let der = CertificateDer::from(der);
-                    let _ = AgentIdentity::from_certificate(&der);
-                    let _ = certificate::user_identity(&der);
-                    let _ = Validity::of(&der);
-                    let _ = certificate::host_names(&der);
-                }
-            }
-        }
     }
 }

@@ -266,3 +266,132 @@ fn system_time(time: ASN1Time) -> Result<SystemTime, CertificateError> {
     };
     moment.ok_or(CertificateError::DateOutOfRange)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair, SanType};
+
+    use super::*;
+    use crate::pki::signing_request::SigningRequest;
+
+    const COMMON_NAME: &str = "eve";
+
+    fn certificate(subject: Vec<(DnType, DnValue)>, uris: &[&str]) -> CertificateDer<'static> {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = DistinguishedName::new();
+        for (kind, value) in subject {
+            parameters.distinguished_name.push(kind, value);
+        }
+        parameters.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        parameters.self_signed(&KeyPair::generate().unwrap()).unwrap().into()
+    }
+
+    fn named(uris: &[&str]) -> CertificateDer<'static> {
+        certificate(vec![(DnType::CommonName, COMMON_NAME.into())], uris)
+    }
+
+    #[test]
+    fn a_user_needs_exactly_one_readable_common_name() {
+        // rcgen holds one value for each kind of attribute; given as a number, the same kind counts as another.
+        let again = DnType::CustomDnType(vec![2, 5, 4, 3]);
+        let teletex = DnValue::TeletexString("eve".try_into().unwrap());
+        let cases = [
+            (vec![], "names no user"),
+            (vec![(DnType::CommonName, "".into())], "names no user"),
+            (vec![(DnType::OrganizationName, "dev".into())], "names no user"),
+            (vec![(DnType::CommonName, "eve".into()), (again, "root".into())], "names several users"),
+            (vec![(DnType::CommonName, teletex.clone())], "not readable"),
+            (vec![(DnType::CommonName, "eve".into()), (DnType::OrganizationName, teletex)], "not readable"),
+        ];
+        for (subject, expected) in cases {
+            let error = user_identity(&certificate(subject, &[])).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert_eq!(user_identity(&named(&["https://example.com"])).unwrap(), Identity::named(COMMON_NAME));
+    }
+
+    #[test]
+    fn whatever_claims_to_be_an_agent_is_no_user() {
+        for uri in ["qtunnel://prod/agent/a1", "QTunnel://x", "qtunnel:"] {
+            let error = user_identity(&named(&[uri])).unwrap_err();
+            assert!(matches!(error, CertificateError::AgentAsUser), "{uri}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_agent_has_exactly_one_well_formed_identity() {
+        let good = "qtunnel://prod/agent/a1";
+        let identity = AgentIdentity::from_certificate(&named(&["spiffe://other", good])).unwrap();
+        assert_eq!((identity.cluster.as_str(), identity.agent.as_str()), ("prod", "a1"));
+        assert_eq!(identity.to_string(), good);
+
+        assert!(matches!(AgentIdentity::from_certificate(&named(&[])), Err(CertificateError::NotAnAgent)));
+        let several = AgentIdentity::from_certificate(&named(&[good, "qtunnel://test/agent/a1"]));
+        assert!(matches!(several, Err(CertificateError::SeveralAgentIdentities)));
+        for bad in [
+            "QTUNNEL://prod/agent/a1",
+            "qtunnel://prod/agent/a1/",
+            "qtunnel://prod/user/a1",
+            "qtunnel://prod/x/agent/a1",
+            "qtunnel:///agent/a1",
+            "qtunnel://prod/agent/a1?x",
+        ] {
+            let refused = AgentIdentity::from_certificate(&named(&[bad]));
+            assert!(matches!(refused, Err(CertificateError::AgentIdentity(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_after_a_certificate_are_refused() {
+        let mut der = named(&[]).to_vec();
+        der.push(0);
+        assert!(matches!(user_identity(&der.into()), Err(CertificateError::TrailingBytes)));
+    }
+
+    #[test]
+    fn a_certificate_is_due_for_renewal_in_the_last_third_of_its_life() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let validity = Validity { not_before: start, not_after: start + Duration::from_secs(300) };
+        assert!(!validity.renewal_due(start + Duration::from_secs(199)));
+        assert!(validity.renewal_due(start + Duration::from_secs(200)));
+        assert!(!validity.is_expired(start + Duration::from_secs(300)));
+        assert!(validity.is_expired(start + Duration::from_secs(301)));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_in_the_place_of_der_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let der = CertificateDer::from(bytes.clone());
+            prop_assert!(AgentIdentity::from_certificate(&der).is_err());
+            prop_assert!(user_identity(&der).is_err());
+            prop_assert!(Validity::of(&der).is_err());
+            prop_assert!(SigningRequest::verify(&bytes).is_err());
+        }
+
+        #[test]
+        fn damaged_der_never_makes_a_panic(
+            position in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let certificate = named(&["qtunnel://prod/agent/a1"]).to_vec();
+            let request = CertificateParams::new(vec!["example.com".to_owned(), "192.0.2.1".to_owned()])
+                .unwrap()
+                .serialize_request(&KeyPair::generate().unwrap())
+                .unwrap();
+            for mut der in [certificate, request.der().to_vec()] {
+                let position = position.index(der.len());
+                der[position] = byte;
+                for der in [&der[..], &der[..cut.index(der.len())]] {
+                    let _ = SigningRequest::verify(der);
+                    let der = CertificateDer::from(der);
+                    let _ = AgentIdentity::from_certificate(&der);
+                    let _ = user_identity(&der);
+                    let _ = Validity::of(&der);
+                    let _ = host_names(&der);
+                }
+            }
+        }
+    }
+}

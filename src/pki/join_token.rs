@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine};
 
 use super::certificate::{CertificateFingerprint, sha256, write_hex};
 use crate::wire::{ClusterId, InvalidName};
@@ -76,7 +76,11 @@ impl FromStr for JoinToken {
         if encoded.len() > MAX_ENCODED_LENGTH {
             return Err(InvalidJoinToken::Damaged);
         }
-        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| InvalidJoinToken::Characters)?;
+        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|error| match error {
+            DecodeError::InvalidByte(..) => InvalidJoinToken::Characters,
+            // Another length than base64 can have, or stray bits at the end: something was cut off.
+            _ => InvalidJoinToken::Damaged,
+        })?;
         let (content, sum) = bytes.split_last_chunk().ok_or(InvalidJoinToken::Damaged)?;
         if checksum(content) != *sum {
             return Err(InvalidJoinToken::Damaged);
@@ -240,6 +244,7 @@ mod tests {
             (text.replace("qtj1.", "qtj9."), InvalidJoinToken::Prefix),
             (format!("\"{text}\""), InvalidJoinToken::Prefix),
             (format!("{text}!"), InvalidJoinToken::Characters),
+            (text[..text.len() - 1].to_owned(), InvalidJoinToken::Damaged),
             (text[..text.len() - 4].to_owned(), InvalidJoinToken::Damaged),
             ("qtj1.".to_owned(), InvalidJoinToken::Damaged),
             (format!("qtj1.{}", "A".repeat(4000)), InvalidJoinToken::Damaged),

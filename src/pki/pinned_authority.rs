@@ -6,7 +6,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
 use super::certificate::CertificateFingerprint;
 
@@ -92,5 +92,6 @@ pub struct FingerprintMismatch {
 }
 
 fn fingerprint_mismatch(expected: CertificateFingerprint) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(FingerprintMismatch { expected }))))
+    // Not `CertificateError::Other`, of which rustls shows the `Debug` form instead of the message.
+    Error::Other(OtherError(Arc::new(FingerprintMismatch { expected })))
 }

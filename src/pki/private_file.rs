@@ -29,7 +29,7 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     write_by(path, contents, |temporary| fs::rename(temporary, path))
 }
 
-/// As [`write`], but never replaces a file.
+/// As [`write`](fn@write), but never replaces a file.
 ///
 /// # Errors
 /// The file exists already, or cannot be written.

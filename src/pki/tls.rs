@@ -16,11 +16,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use super::certificate::CertificateFingerprint;
 use super::credentials::{AgentCredentials, ServerCredentials};
 use super::pinned_authority::PinnedAuthority;
-
-/// The ALPN protocol of an agent's tunnel.
-const ALPN_TUNNEL: &[u8] = b"qtunnel/1";
-/// The ALPN protocol of a connection that only redeems a join token.
-const ALPN_ENROLLMENT: &[u8] = b"qtunnel-enroll/1";
+use crate::wire::{ALPN_ENROLLMENT, ALPN_TUNNEL};
 
 /// For the stub's HTTPS front: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1. A client may do without a certificate, to
 /// authenticate in another way; one that it does present must chain to one of `user_authorities`.

@@ -9,7 +9,9 @@ use tokio::time::timeout;
 
 use super::body::AbortOnDrop;
 use super::registry::{AgentLink, OpenStream, Registry};
-use crate::carrier::{FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body};
+use crate::carrier::{
+    FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body,
+};
 use crate::kube::{RequestInfo, Status};
 use crate::wire::{
     AuthMode, BearerToken, ClusterId, ErrorCode, Failure, FailureReason, Frame, FrameReader, RequestHead, ResponseHead,
@@ -70,7 +72,11 @@ enum Attempt {
 ///
 /// An agent that provably did not pass the request on is replaced by another one, as long as the body is whole, which it
 /// is when there is none.
-pub async fn dispatch<B>(registry: &Registry, mut outgoing: Outgoing<'_, B>, patience: Patience) -> Result<Exchange, Status>
+pub async fn dispatch<B>(
+    registry: &Registry,
+    mut outgoing: Outgoing<'_, B>,
+    patience: Patience,
+) -> Result<Exchange, Status>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display + Send,
@@ -146,38 +152,34 @@ struct Exchanging<'a> {
 }
 
 impl Exchanging<'_> {
-    async fn answered<B>(
-        mut self,
-        body: Option<B>,
-        cluster: &ClusterId,
-        patience: Duration,
-    ) -> Result<Exchange, Attempt>
+    async fn answered<B>(self, body: Option<B>, cluster: &ClusterId, patience: Duration) -> Result<Exchange, Attempt>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display + Send,
     {
+        let Self { mut sender, mut frames, stream, info, head } = self;
         let lost = |why: &str| Attempt::Final(Status::lost_after_dispatch(cluster, why));
         let mut upload = None;
-        let mut sender = None;
+        let mut upgrading = None;
         match body {
-            Some(body) => upload = Some(spawn_upload(body, self.sender)),
-            None if self.head.upgrade.is_some() => {
-                self.sender.flush().await.map_err(|error| not_sent(&error, cluster))?;
-                sender = Some(self.sender);
+            Some(body) => upload = Some(spawn_upload(body, sender)),
+            None if head.upgrade.is_some() => {
+                sender.flush().await.map_err(|error| not_sent(&error, cluster))?;
+                upgrading = Some(sender);
             }
-            None => self.sender.finish().await.map_err(|error| not_sent(&error, cluster))?,
+            None => sender.finish().await.map_err(|error| not_sent(&error, cluster))?,
         }
-        let frame = match self.info.is_long_running() {
-            true => self.frames.next_frame().await,
-            false => timeout(patience, self.frames.next_frame())
+        let frame = match info.is_long_running() {
+            true => frames.next_frame().await,
+            false => timeout(patience, frames.next_frame())
                 .await
                 .map_err(|_elapsed| lost("the answer did not begin in time"))?,
         };
         match frame {
             Ok(Some(Frame::ResponseHead(head))) => {
-                Ok(Exchange { head: *head, frames: self.frames, sender, upload, stream: self.stream })
+                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream })
             }
-            Ok(Some(Frame::Failure(failure))) => Err(self.failed(failure, cluster)),
+            Ok(Some(Frame::Failure(reported))) => Err(failed(reported, head, info, cluster)),
             Err(ReceiveError::Stream(StreamReadError::Reset(ErrorCode::NotDispatched))) => {
                 let why = "the agent did not take the request";
                 Err(Attempt::NotDispatched(Status::never_dispatched(cluster, why)))
@@ -186,20 +188,20 @@ impl Exchanging<'_> {
             Ok(_) => Err(lost("the agent broke the protocol")),
         }
     }
+}
 
-    /// The agent's failure in words for the client.
-    fn failed(&self, failure: Failure, cluster: &ClusterId) -> Attempt {
-        let Failure { reason, dispatched, message } = failure;
-        match reason {
-            FailureReason::Forbidden => Attempt::Final(Status::forbidden(&self.head.identity, self.info, &message)),
-            FailureReason::BadRequest => Attempt::Final(Status::bad_request(message)),
-            FailureReason::Unauthenticated => Attempt::Final(Status::unauthorized_because(message)),
-            FailureReason::BadUpstreamAnswer => {
-                Attempt::Final(Status::bad_gateway(format!("cluster \"{cluster}\": {message}")))
-            }
-            _ if dispatched => Attempt::Final(Status::lost_after_dispatch(cluster, &message)),
-            _ => Attempt::NotDispatched(Status::never_dispatched(cluster, &message)),
+/// The agent's failure in words for the client.
+fn failed(failure: Failure, head: &RequestHead, info: &RequestInfo, cluster: &ClusterId) -> Attempt {
+    let Failure { reason, dispatched, message } = failure;
+    match reason {
+        FailureReason::Forbidden => Attempt::Final(Status::forbidden(&head.identity, info, &message)),
+        FailureReason::BadRequest => Attempt::Final(Status::bad_request(message)),
+        FailureReason::Unauthenticated => Attempt::Final(Status::unauthorized_because(message)),
+        FailureReason::BadUpstreamAnswer => {
+            Attempt::Final(Status::bad_gateway(format!("cluster \"{cluster}\": {message}")))
         }
+        _ if dispatched => Attempt::Final(Status::lost_after_dispatch(cluster, &message)),
+        _ => Attempt::NotDispatched(Status::never_dispatched(cluster, &message)),
     }
 }
 

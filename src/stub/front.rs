@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::request;
 use super::shared::Shared;
 use crate::carrier::Disconnect;
-use crate::pki::{Validity, user_identity};
+use crate::pki::Validity;
+use crate::pki::{CertificateError, user_identity};
 use crate::wire::Identity;
 use crate::wire::limits::MAX_HEAD_LENGTH;
 
@@ -84,7 +85,7 @@ enum ConnectionError {
     #[error("TLS: {0}")]
     Tls(#[from] io::Error),
     #[error("the certificate: {0}")]
-    Certificate(#[from] crate::pki::CertificateError),
+    Certificate(#[from] CertificateError),
     #[error("HTTP: {0}")]
     Http(#[from] hyper::Error),
 }
@@ -140,13 +141,12 @@ async fn serve_connection(
 }
 
 impl ClientConnection {
-    fn of(socket: &Socket, address: SocketAddr) -> Result<Self, crate::pki::CertificateError> {
+    fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
         let (_, tls) = socket.get_ref();
         let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
-            Some(certificate) => Some(ClientCertificate {
-                identity: user_identity(certificate)?,
-                validity: Validity::of(certificate)?,
-            }),
+            Some(certificate) => {
+                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
+            }
             None => None,
         };
         Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })

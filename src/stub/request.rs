@@ -17,7 +17,7 @@ use super::front::{ClientConnection, ClientSocket};
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
-use crate::kube::{RequestInfo, Status, headers, requested_identity, requested_upgrade};
+use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
 use crate::wire::{ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
@@ -107,8 +107,7 @@ async fn answer(
     }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
-    let outgoing =
-        Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
+    let outgoing = Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
     let exchange = dispatch(&shared.registry, outgoing, shared.patience).await?;
     passed_on(exchange, &route, &method, upgrade, on_upgrade)
 }
@@ -124,7 +123,7 @@ fn request_head(
     let bad_request = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
     let upgrade = requested_upgrade(&parts.headers, parts.version).map_err(|error| bad_request(&error))?;
     headers::strip_hop_by_hop(&mut parts.headers).map_err(|error| bad_request(&error))?;
-    let requested = requested_identity(&parts.headers).map_err(|error| bad_request(&error))?;
+    let requested = impersonation::requested(&parts.headers).map_err(|error| bad_request(&error))?;
     headers::strip_identity(&mut parts.headers);
     // The agent knows which host it talks to, the stub itself has told the client to continue, and the id is the stub's to give.
     for name in [HOST, EXPECT, AUDIT_ID] {

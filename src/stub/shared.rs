@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::task::TaskTracker;
 
@@ -10,6 +10,7 @@ use super::authenticate::Authenticator;
 use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::registry::Registry;
+use crate::pki::StubKeys;
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -21,6 +22,8 @@ pub struct Shared {
     pub authenticator: Authenticator,
     /// Which agents are connected.
     pub registry: Registry,
+    /// The stub's keys.
+    pub keys: Arc<StubKeys>,
     /// Which clusters exist.
     pub clusters: KnownClusters,
     /// How patient dispatching is.

@@ -78,14 +78,16 @@ impl UpgradeProtocol {
     }
 }
 
-/// A bearer token. It is never shown: not by `Debug`, not in an error.
+/// A secret that says who its bearer is. It is never shown: not by `Debug`, not in an error.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BearerToken(String);
 
 impl BearerToken {
-    /// Wraps a token as it stood behind `Bearer `.
-    pub fn new(token: String) -> Self {
-        Self(token)
+    /// A token as it stood behind `Bearer `; `None` for an empty text, and for one with a character that is not visible
+    /// ASCII, which no header could carry.
+    pub fn new(token: &str) -> Option<Self> {
+        let carried = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        carried.then(|| Self(token.to_owned()))
     }
 
     /// The token itself, for the one header field it is written to.
@@ -119,9 +121,6 @@ impl RequestHead {
             IdentityFields::REQUESTED.write(requested, out)?;
         }
         if let Some(token) = &self.bearer_token {
-            if !is_bearer_token(token.reveal()) {
-                return Err(malformed("bearer token"));
-            }
             write_field(field::BEARER_TOKEN, token.reveal().as_bytes(), out);
         }
         if let Some(upgrade) = self.upgrade {
@@ -147,7 +146,9 @@ impl RequestHead {
                 field::AUDIT_ID => field.set_once(&mut audit_id, read_audit_id(&field)?, "audit id")?,
                 field::UPGRADE => field.set_once(&mut upgrade, read_upgrade(&field)?, "upgrade")?,
                 field::BEARER_TOKEN => {
-                    field.set_once(&mut bearer_token, read_bearer_token(&field)?, "bearer token")?;
+                    let token = BearerToken::new(&field.text("bearer token")?);
+                    let token = token.ok_or_else(|| field.malformed("bearer token"))?;
+                    field.set_once(&mut bearer_token, token, "bearer token")?;
                 }
                 field::CLIENT_ADDRESS => {
                     field.set_once(&mut client_address, read_address(&field)?, "client address")?;
@@ -349,16 +350,6 @@ fn read_audit_id(field: &Field) -> Result<String, WireError> {
 
 fn is_audit_id(id: &str) -> bool {
     (1..=MAX_AUDIT_ID_LENGTH).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-fn read_bearer_token(field: &Field) -> Result<BearerToken, WireError> {
-    let token = field.text("bearer token")?;
-    if is_bearer_token(&token) { Ok(BearerToken::new(token)) } else { Err(field.malformed("bearer token")) }
-}
-
-/// What can stand behind `Bearer ` in a header field. RFC 6750, section 2.1 allows less; the cluster decides on that.
-fn is_bearer_token(token: &str) -> bool {
-    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn read_upgrade(field: &Field) -> Result<UpgradeProtocol, WireError> {

@@ -1,12 +1,10 @@
 //! Asking the cluster whether a user may act as another.
 
-use std::fmt;
-
-use aws_lc_rs::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::kube::RequestInfo;
+use crate::kube::digest::sha256;
 use crate::wire::Identity;
 
 const AUTHENTICATION_GROUP: &str = "authentication.k8s.io";
@@ -19,7 +17,7 @@ pub struct AccessReview {
 }
 
 impl AccessReview {
-    /// What is asked for, in the terms of [`super::super::Status::forbidden`].
+    /// What is asked for, in the terms of [`crate::kube::Status::forbidden`].
     pub fn attributes(&self) -> &RequestInfo {
         &self.attributes
     }
@@ -31,11 +29,7 @@ impl AccessReview {
 
     /// What an answer may be kept under: equal for equal questions of equal users in one cluster.
     pub fn cache_key(&self) -> AccessReviewKey {
-        let hash = digest(&SHA256, self.body.to_string().as_bytes());
-        let mut key = [0; 32];
-        // SHA-256 has 32 bytes, so nothing is left over on either side.
-        key.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
-        AccessReviewKey(key)
+        AccessReviewKey(sha256(self.body.to_string().as_bytes()))
     }
 
     fn new(original: &Identity, attributes: RequestInfo) -> Self {
@@ -63,14 +57,8 @@ impl AccessReview {
 }
 
 /// The key of an [`AccessReview`] in a cache of answers.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AccessReviewKey([u8; 32]);
-
-impl fmt::Debug for AccessReviewKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AccessReviewKey")
-    }
-}
 
 /// What must all be allowed before `original` may act as `requested`, as the API server would ask it
 /// (`buildImpersonationRequests`): one review for the user or service account, and for each group, uid and extra value.

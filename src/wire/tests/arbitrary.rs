@@ -139,7 +139,7 @@ fn request_head() -> BoxedStrategy<Frame> {
                 headers,
                 identity,
                 requested,
-                bearer_token: token.map(BearerToken::new),
+                bearer_token: token.and_then(|token| BearerToken::new(&token)),
                 upgrade,
                 client_address,
             }))
