@@ -139,7 +139,7 @@ async fn opened(
     sender
         .queue(&Frame::RequestHead(Box::new(head.clone())))
         .map_err(|error| Attempt::Final(Status::headers_too_large(error.to_string())))?;
-    Ok((sender, FrameReceiver::new(recv, FrameReader::for_response())))
+    Ok((sender, FrameReceiver::new(recv, FrameReader::for_response_to(head))))
 }
 
 /// A request on its stream, not answered yet.

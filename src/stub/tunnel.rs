@@ -93,7 +93,8 @@ async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: Cancell
 }
 
 async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
-    let (mut sender, mut receiver) = control_stream(connection, patience).await?;
+    let (mut sender, mut receiver) =
+        control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -119,7 +120,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     if validity.is_expired(SystemTime::now()) {
         return Err(Refusal::Expired(identity));
     }
-    let (mut sender, mut receiver) = control_stream(connection, patience).await?;
+    let (mut sender, mut receiver) = control_stream(connection, FrameReader::for_accepted_control(), patience).await?;
     let Some(Frame::Hello(hello)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -157,9 +158,14 @@ fn log_connected(link: &AgentLink) {
     );
 }
 
-async fn control_stream(connection: &Connection, patience: Duration) -> Result<(FrameSender, FrameReceiver), Refusal> {
+/// The stream that the agent opens, to be read by `reader`.
+async fn control_stream(
+    connection: &Connection,
+    reader: FrameReader,
+    patience: Duration,
+) -> Result<(FrameSender, FrameReceiver), Refusal> {
     let (send, recv) = timeout(patience, connection.accept()).await.map_err(|_elapsed| Refusal::Silent)??;
-    Ok((FrameSender::new(send), FrameReceiver::new(recv, FrameReader::for_accepted_control())))
+    Ok((FrameSender::new(send), FrameReceiver::new(recv, reader)))
 }
 
 async fn next_within(receiver: &mut FrameReceiver, patience: Duration) -> Result<Option<Frame>, Refusal> {

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::error::{WireError, check_count};
 use super::fields::{FieldReader, write_field, write_number};
-use super::limits::MAX_LIST_ENTRIES;
+use super::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 use super::names::ClusterId;
 
 mod field {
@@ -57,11 +57,12 @@ pub enum AuthMode {
 impl Hello {
     const NAME: &'static str = "hello";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
         write_field(field::HELLO_CLUSTER, self.cluster.as_str().as_bytes(), out);
         write_field(field::HELLO_INSTANCE, &self.instance.to_be_bytes(), out);
         write_field(field::HELLO_SOFTWARE, self.software.as_bytes(), out);
         write_number(field::HELLO_AUTH_MODE, self.auth_mode as u64, out);
+        Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -104,7 +105,7 @@ impl Hello {
 pub struct Welcome {
     /// The stub's name, for people.
     pub stub: String,
-    /// How often the agent reports at least. Millisecond resolution.
+    /// How often the agent reports at least: [`MIN_REPORT_INTERVAL`] to [`MAX_REPORT_INTERVAL`], in milliseconds.
     pub report_interval: Duration,
     /// Addresses (`host:port`) of other stubs that the agent may dial as well.
     pub other_stubs: Vec<String>,
@@ -113,12 +114,17 @@ pub struct Welcome {
 impl Welcome {
     const NAME: &'static str = "welcome";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        if !is_report_interval(self.report_interval) {
+            return Err(WireError::Malformed { message: Self::NAME, field: "report interval" });
+        }
+        check_count(STUBS, self.other_stubs.len(), MAX_LIST_ENTRIES)?;
         write_field(field::WELCOME_STUB, self.stub.as_bytes(), out);
         write_number(field::WELCOME_REPORT_INTERVAL, saturating(self.report_interval.as_millis()), out);
         for address in &self.other_stubs {
             write_field(field::WELCOME_OTHER_STUB, address.as_bytes(), out);
         }
+        Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -129,10 +135,13 @@ impl Welcome {
                 field::WELCOME_STUB => field.set_once(&mut stub, field.text("stub")?, "stub")?,
                 field::WELCOME_REPORT_INTERVAL => {
                     let interval = Duration::from_millis(field.number("report interval")?);
+                    if !is_report_interval(interval) {
+                        return Err(field.malformed("report interval"));
+                    }
                     field.set_once(&mut report_interval, interval, "report interval")?;
                 }
                 field::WELCOME_OTHER_STUB => {
-                    check_count("the stubs of a welcome", other_stubs.len(), MAX_LIST_ENTRIES)?;
+                    check_count(STUBS, other_stubs.len() + 1, MAX_LIST_ENTRIES)?;
                     other_stubs.push(field.text("other stub")?);
                 }
                 _ => field.unknown()?,
@@ -160,13 +169,14 @@ pub struct Report {
 impl Report {
     const NAME: &'static str = "report";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
         write_number(field::REPORT_OPEN_STREAMS, self.open_streams, out);
         write_number(field::REPORT_UPSTREAM_HEALTHY, u64::from(self.upstream_healthy), out);
         write_number(field::REPORT_UPSTREAM_LATENCY, saturating(self.upstream_latency.as_micros()), out);
         if !self.upstream_error.is_empty() {
             write_field(field::REPORT_UPSTREAM_ERROR, self.upstream_error.as_bytes(), out);
         }
+        Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -226,9 +236,10 @@ impl std::fmt::Debug for Enroll {
 impl Enroll {
     const NAME: &'static str = "enroll";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
         write_field(field::ENROLL_TOKEN, self.token.as_bytes(), out);
         write_field(field::ENROLL_REQUEST, &self.request, out);
+        Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -256,17 +267,22 @@ pub struct Renew {
 /// The stub's answer to [`Enroll`] and [`Renew`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// The chain, DER, the agent's own certificate first.
+    /// The chain, DER, the agent's own certificate first. Never empty.
     pub chain: Vec<Bytes>,
 }
 
 impl Certificate {
     const NAME: &'static str = "certificate";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        if self.chain.is_empty() {
+            return Err(WireError::Malformed { message: Self::NAME, field: "chain" });
+        }
+        check_count(CHAIN, self.chain.len(), MAX_LIST_ENTRIES)?;
         for certificate in &self.chain {
             write_field(field::CERTIFICATE_CHAIN, certificate, out);
         }
+        Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -275,7 +291,7 @@ impl Certificate {
         while let Some(field) = fields.next_field()? {
             match field.number {
                 field::CERTIFICATE_CHAIN => {
-                    check_count("the chain of a certificate", chain.len(), MAX_LIST_ENTRIES)?;
+                    check_count(CHAIN, chain.len() + 1, MAX_LIST_ENTRIES)?;
                     chain.push(field.value.clone());
                 }
                 _ => field.unknown()?,
@@ -299,8 +315,9 @@ pub struct Refused {
 macro_rules! one_field_message {
     ($name:ident, $message:literal, $field:ident, $number:expr, $slot:literal, $write:expr, $read:expr) => {
         impl $name {
-            pub(super) fn write_fields(&self, out: &mut BytesMut) {
+            pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
                 write_field($number, $write(&self.$field), out);
+                Ok(())
             }
 
             pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -335,3 +352,10 @@ fn read_bytes(field: &super::fields::Field) -> Result<Bytes, WireError> {
 fn saturating(value: u128) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
+
+fn is_report_interval(interval: Duration) -> bool {
+    (MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL).contains(&interval)
+}
+
+const STUBS: &str = "the stubs of a welcome";
+const CHAIN: &str = "the chain of a certificate";

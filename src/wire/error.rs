@@ -1,6 +1,8 @@
 //! What can be wrong with received bytes, and the codes that tell the peer.
 
-use super::limits;
+use std::fmt;
+
+use super::frame::StreamKind;
 
 /// Why received bytes are not version 1 of the protocol. Each maps to one [`ErrorCode`] for the peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +31,12 @@ pub enum WireError {
     /// A frame that this stream, or this moment of it, does not allow.
     #[error("unexpected {0} frame")]
     UnexpectedFrame(&'static str),
+    /// Status 101 for a request that did not ask for an upgrade.
+    #[error("status 101 answers a request that asked for no upgrade")]
+    UnrequestedUpgrade,
+    /// A stream of a kind that the peer does not open.
+    #[error("unexpected {0:?} stream: the peer does not open streams of this kind")]
+    UnexpectedStreamKind(StreamKind),
     /// A stream of a kind that this endpoint does not know.
     #[error("unknown stream kind {0:#x}")]
     UnknownStreamKind(u64),
@@ -74,18 +82,13 @@ pub(super) fn check_length(what: &'static str, length: u64, limit: usize) -> Res
     if length <= limit as u64 { Ok(()) } else { Err(WireError::TooLong { what, length, limit }) }
 }
 
-/// Fails when one more entry would go past `limit`.
+/// Fails when `count` entries of `what` are more than `limit`.
 pub(super) fn check_count(what: &'static str, count: usize, limit: usize) -> Result<(), WireError> {
-    if count < limit { Ok(()) } else { Err(WireError::TooMany { what, limit }) }
-}
-
-/// Fails when a head is longer than [`limits::MAX_HEAD_LENGTH`].
-pub(super) fn check_head_length(length: usize) -> Result<(), WireError> {
-    check_length("a head", length as u64, limits::MAX_HEAD_LENGTH)
+    if count <= limit { Ok(()) } else { Err(WireError::TooMany { what, limit }) }
 }
 
 macro_rules! error_codes {
-    ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
         /// Codes of RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE. Codes not listed are treated as
         /// [`ErrorCode::Internal`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,35 +97,40 @@ macro_rules! error_codes {
         impl ErrorCode {
             /// Every code of this version.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The code's name in the specification.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
         }
     };
 }
 
 error_codes! {
     /// Nothing went wrong. On a connection: closed on purpose, reconnecting is welcome.
-    NoError = 0x00,
+    NoError = 0x00, "NO_ERROR";
     /// Something failed at the sender that the receiver has no part in.
-    Internal = 0x01,
+    Internal = 0x01, "INTERNAL";
     /// The bytes break the protocol.
-    ProtocolViolation = 0x02,
+    ProtocolViolation = 0x02, "PROTOCOL_VIOLATION";
     /// A length or a count goes past its bound.
-    LimitExceeded = 0x03,
+    LimitExceeded = 0x03, "LIMIT_EXCEEDED";
     /// The stream kind is unknown.
-    UnknownStreamKind = 0x04,
+    UnknownStreamKind = 0x04, "UNKNOWN_STREAM_KIND";
     /// The client went away; the answer is no longer wanted.
-    Cancelled = 0x05,
+    Cancelled = 0x05, "CANCELLED";
     /// The API server's connection broke within the answer; what came so far is not whole.
-    UpstreamAborted = 0x06,
+    UpstreamAborted = 0x06, "UPSTREAM_ABORTED";
     /// The stream was never looked at; the request can safely be made again elsewhere.
-    NotDispatched = 0x07,
+    NotDispatched = 0x07, "NOT_DISPATCHED";
     /// On a connection: a newer connection of the same agent has taken its place.
-    Superseded = 0x10,
+    Superseded = 0x10, "SUPERSEDED";
     /// On a connection: the certificate does not allow what was asked, has expired, or was revoked.
-    IdentityRejected = 0x11,
+    IdentityRejected = 0x11, "IDENTITY_REJECTED";
     /// On a connection: the join token was refused.
-    EnrollmentRefused = 0x12,
+    EnrollmentRefused = 0x12, "ENROLLMENT_REFUSED";
     /// On a connection: the first control message did not come in time.
-    HandshakeTimeout = 0x13,
+    HandshakeTimeout = 0x13, "HANDSHAKE_TIMEOUT";
 }
 
 impl ErrorCode {
@@ -134,5 +142,11 @@ impl ErrorCode {
     /// The code with this number; what is unknown counts as [`ErrorCode::Internal`].
     pub fn from_value(value: u64) -> Self {
         Self::ALL.iter().copied().find(|code| u64::from(code.value()) == value).unwrap_or(Self::Internal)
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:#04x})", self.name(), self.value())
     }
 }

@@ -60,7 +60,7 @@ impl FieldReader {
         if self.rest.is_empty() {
             return Ok(None);
         }
-        let cut = || WireError::Truncated("a field");
+        let cut = || WireError::Malformed { message: self.message, field: "field" };
         let number = read_varint(&mut self.rest).ok_or_else(cut)?;
         let length = read_varint(&mut self.rest).ok_or_else(cut)?;
         if length > self.rest.len() as u64 {

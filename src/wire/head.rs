@@ -10,8 +10,8 @@ use http::{Method, StatusCode};
 
 use super::error::{WireError, check_count};
 use super::fields::{Field, FieldReader, write_field, write_number, write_pair};
-use super::identity::Identity;
-use super::limits::{MAX_HEADER_COUNT, MAX_IDENTITY_ENTRIES};
+use super::identity::{Identity, IdentityFields};
+use super::limits::{MAX_AUDIT_ID_LENGTH, MAX_HEADER_COUNT};
 
 mod field {
     //! The numbers of fields. proto-spec/qtunnel-1.md, section "Messages", lists the same.
@@ -22,14 +22,7 @@ mod field {
     pub const UPGRADE: u64 = 0x05;
     pub const BEARER_TOKEN: u64 = 0x06;
     pub const CLIENT_ADDRESS: u64 = 0x07;
-    pub const USER: u64 = 0x10;
-    pub const USER_UID: u64 = 0x11;
-    pub const USER_GROUP: u64 = 0x12;
-    pub const USER_EXTRA: u64 = 0x13;
-    pub const REQUESTED_USER: u64 = 0x18;
-    pub const REQUESTED_UID: u64 = 0x19;
-    pub const REQUESTED_GROUP: u64 = 0x1a;
-    pub const REQUESTED_EXTRA: u64 = 0x1b;
+    // 0x10 to 0x1b are the two identities: see `identity::IdentityFields`.
     pub const STATUS: u64 = 0x01;
     pub const REASON: u64 = 0x01;
     pub const DISPATCHED: u64 = 0x02;
@@ -112,13 +105,20 @@ impl fmt::Debug for BearerToken {
 impl RequestHead {
     const NAME: &'static str = "request head";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        let malformed = |field| WireError::Malformed { message: Self::NAME, field };
+        if !is_origin_form(self.target.as_str()) {
+            return Err(malformed("target"));
+        }
+        if !is_audit_id(&self.audit_id) {
+            return Err(malformed("audit id"));
+        }
         write_field(field::METHOD, self.method.as_str().as_bytes(), out);
         write_field(field::TARGET, self.target.as_str().as_bytes(), out);
         write_field(field::AUDIT_ID, self.audit_id.as_bytes(), out);
-        write_identity(&USER_FIELDS, &self.identity, out);
+        IdentityFields::USER.write(&self.identity, out)?;
         if let Some(requested) = &self.requested {
-            write_identity(&REQUESTED_FIELDS, requested, out);
+            IdentityFields::REQUESTED.write(requested, out)?;
         }
         if let Some(token) = &self.bearer_token {
             write_field(field::BEARER_TOKEN, token.reveal().as_bytes(), out);
@@ -129,13 +129,13 @@ impl RequestHead {
         if let Some(address) = self.client_address {
             write_field(field::CLIENT_ADDRESS, address.to_string().as_bytes(), out);
         }
-        write_headers(&self.headers, out);
+        write_headers(&self.headers, out)
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
         let (mut method, mut target, mut audit_id) = (None, None, None);
         let (mut bearer_token, mut upgrade, mut client_address) = (None, None, None);
-        let (mut identity, mut requested) = (IdentityReader::new(USER_FIELDS), IdentityReader::new(REQUESTED_FIELDS));
+        let (mut identity, mut requested) = (IdentityFields::USER.reader(), IdentityFields::REQUESTED.reader());
         let mut headers = HeaderMap::new();
         let mut fields = FieldReader::new(Self::NAME, payload);
         while let Some(field) = fields.next_field()? {
@@ -162,8 +162,8 @@ impl RequestHead {
             method: method.ok_or_else(|| missing(Self::NAME, "method"))?,
             target: target.ok_or_else(|| missing(Self::NAME, "target"))?,
             headers,
-            identity: identity.finish()?.ok_or_else(|| missing(Self::NAME, "user"))?,
-            requested: requested.finish()?,
+            identity: identity.finish(Self::NAME)?.ok_or_else(|| missing(Self::NAME, "user"))?,
+            requested: requested.finish(Self::NAME)?,
             bearer_token,
             upgrade,
             client_address,
@@ -183,9 +183,12 @@ pub struct ResponseHead {
 impl ResponseHead {
     const NAME: &'static str = "response head";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        if !is_final_or_upgrade(self.status) {
+            return Err(WireError::Malformed { message: Self::NAME, field: "status" });
+        }
         write_number(field::STATUS, u64::from(self.status.as_u16()), out);
-        write_headers(&self.headers, out);
+        write_headers(&self.headers, out)
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -208,8 +211,8 @@ impl ResponseHead {
 pub struct Trailers(pub HeaderMap);
 
 impl Trailers {
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
-        write_headers(&self.0, out);
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        write_headers(&self.0, out)
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -238,7 +241,7 @@ pub struct Failure {
 }
 
 macro_rules! failure_reasons {
-    ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
         /// Why there is no response of the API server. Unknown reasons count as [`FailureReason::Internal`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum FailureReason { $($(#[$doc])* $name = $value,)* }
@@ -246,38 +249,44 @@ macro_rules! failure_reasons {
         impl FailureReason {
             /// Every reason of this version.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The reason's name in the specification.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
         }
     };
 }
 
 failure_reasons! {
     /// The agent failed.
-    Internal = 0,
+    Internal = 0, "INTERNAL";
     /// No connection to the API server.
-    UpstreamUnreachable = 1,
+    UpstreamUnreachable = 1, "UPSTREAM_UNREACHABLE";
     /// The API server's connection broke before its answer.
-    UpstreamLost = 2,
+    UpstreamLost = 2, "UPSTREAM_LOST";
     /// The API server did not answer in time.
-    UpstreamTimeout = 3,
+    UpstreamTimeout = 3, "UPSTREAM_TIMEOUT";
     /// The agent's policy or the cluster refuses the identity.
-    Forbidden = 4,
+    Forbidden = 4, "FORBIDDEN";
     /// The agent cannot make a request out of the head.
-    BadRequest = 5,
+    BadRequest = 5, "BAD_REQUEST";
     /// The API server answered what must not be passed on.
-    BadUpstreamAnswer = 6,
+    BadUpstreamAnswer = 6, "BAD_UPSTREAM_ANSWER";
     /// The agent takes no new requests.
-    Draining = 7,
+    Draining = 7, "DRAINING";
     /// Pass-through mode, and the request carries no token for the cluster.
-    Unauthenticated = 8,
+    Unauthenticated = 8, "UNAUTHENTICATED";
 }
 
 impl Failure {
     const NAME: &'static str = "failure";
 
-    pub(super) fn write_fields(&self, out: &mut BytesMut) {
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
         write_number(field::REASON, self.reason as u64, out);
         write_number(field::DISPATCHED, u64::from(self.dispatched), out);
         write_field(field::MESSAGE, self.message.as_bytes(), out);
+        Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
@@ -299,92 +308,16 @@ impl Failure {
     }
 }
 
-/// The field numbers of one identity in a request head.
-#[derive(Clone, Copy)]
-struct IdentityFields {
-    user: u64,
-    uid: u64,
-    group: u64,
-    extra: u64,
-}
-
-const USER_FIELDS: IdentityFields =
-    IdentityFields { user: field::USER, uid: field::USER_UID, group: field::USER_GROUP, extra: field::USER_EXTRA };
-
-const REQUESTED_FIELDS: IdentityFields = IdentityFields {
-    user: field::REQUESTED_USER,
-    uid: field::REQUESTED_UID,
-    group: field::REQUESTED_GROUP,
-    extra: field::REQUESTED_EXTRA,
-};
-
-fn write_identity(numbers: &IdentityFields, identity: &Identity, out: &mut BytesMut) {
-    write_field(numbers.user, identity.user.as_bytes(), out);
-    if let Some(uid) = &identity.uid {
-        write_field(numbers.uid, uid.as_bytes(), out);
-    }
-    for group in &identity.groups {
-        write_field(numbers.group, group.as_bytes(), out);
-    }
-    for (key, value) in &identity.extra {
-        write_pair(numbers.extra, key.as_bytes(), value.as_bytes(), out);
-    }
-}
-
-struct IdentityReader {
-    numbers: IdentityFields,
-    user: Option<String>,
-    rest: Identity,
-}
-
-impl IdentityReader {
-    fn new(numbers: IdentityFields) -> Self {
-        Self { numbers, user: None, rest: Identity::default() }
-    }
-
-    /// Keeps `field` if it belongs to this identity, and tells whether it did.
-    fn takes(&mut self, field: &Field) -> Result<bool, WireError> {
-        let numbers = self.numbers;
-        match field.number {
-            number if number == numbers.user => {
-                let user = field.text("user")?;
-                if user.is_empty() {
-                    return Err(field.malformed("user"));
-                }
-                field.set_once(&mut self.user, user, "user")?;
-            }
-            number if number == numbers.uid => field.set_once(&mut self.rest.uid, field.text("uid")?, "uid")?,
-            number if number == numbers.group => {
-                check_count("the groups of an identity", self.rest.groups.len(), MAX_IDENTITY_ENTRIES)?;
-                self.rest.groups.push(field.text("group")?);
-            }
-            number if number == numbers.extra => {
-                check_count("the extra of an identity", self.rest.extra.len(), MAX_IDENTITY_ENTRIES)?;
-                self.rest.extra.push(field.text_pair("extra")?);
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// The identity, if one was there. Groups, uid or extra without a user are an error: whose would they be?
-    fn finish(self) -> Result<Option<Identity>, WireError> {
-        match self.user {
-            Some(user) => Ok(Some(Identity { user, ..self.rest })),
-            None if self.rest == Identity::default() => Ok(None),
-            None => Err(missing(RequestHead::NAME, "user")),
-        }
-    }
-}
-
-fn write_headers(headers: &HeaderMap, out: &mut BytesMut) {
+fn write_headers(headers: &HeaderMap, out: &mut BytesMut) -> Result<(), WireError> {
+    check_count(HEADER_FIELDS, headers.len(), MAX_HEADER_COUNT)?;
     for (name, value) in headers {
         write_pair(field::HEADER, name.as_str().as_bytes(), value.as_bytes(), out);
     }
+    Ok(())
 }
 
 fn read_header(field: &Field, headers: &mut HeaderMap) -> Result<(), WireError> {
-    check_count("the header fields", headers.len(), MAX_HEADER_COUNT)?;
+    check_count(HEADER_FIELDS, headers.len() + 1, MAX_HEADER_COUNT)?;
     let (name, value) = field.pair("header")?;
     let name = HeaderName::from_bytes(&name).map_err(|_| field.malformed("header name"))?;
     let value = HeaderValue::from_maybe_shared(value).map_err(|_| field.malformed("header value"))?;
@@ -392,22 +325,31 @@ fn read_header(field: &Field, headers: &mut HeaderMap) -> Result<(), WireError> 
     Ok(())
 }
 
+const HEADER_FIELDS: &str = "the header fields";
+
 fn read_method(field: &Field) -> Result<Method, WireError> {
     Method::from_bytes(&field.value).map_err(|_| field.malformed("method"))
 }
 
-/// Only the origin form (RFC 9112, section 3.2.1): the agent knows by itself which server it talks to.
 fn read_target(field: &Field) -> Result<PathAndQuery, WireError> {
-    if field.value.first() != Some(&b'/') {
-        return Err(field.malformed("target"));
-    }
-    PathAndQuery::from_maybe_shared(field.value.clone()).map_err(|_| field.malformed("target"))
+    let target = PathAndQuery::from_maybe_shared(field.value.clone()).map_err(|_| field.malformed("target"))?;
+    // A fragment is cut off by the parser; what was not taken whole is not a target (RFC 9112, section 3.2).
+    let whole = target.as_str().len() == field.value.len();
+    if whole && is_origin_form(target.as_str()) { Ok(target) } else { Err(field.malformed("target")) }
+}
+
+/// Only the origin form (RFC 9112, section 3.2.1): the agent knows by itself which server it talks to.
+fn is_origin_form(target: &str) -> bool {
+    target.starts_with('/')
 }
 
 fn read_audit_id(field: &Field) -> Result<String, WireError> {
     let id = field.text("audit id")?;
-    let printable = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic());
-    if printable { Ok(id) } else { Err(field.malformed("audit id")) }
+    if is_audit_id(&id) { Ok(id) } else { Err(field.malformed("audit id")) }
+}
+
+fn is_audit_id(id: &str) -> bool {
+    (1..=MAX_AUDIT_ID_LENGTH).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn read_upgrade(field: &Field) -> Result<UpgradeProtocol, WireError> {
@@ -421,9 +363,13 @@ fn read_address(field: &Field) -> Result<IpAddr, WireError> {
 fn read_status(field: &Field) -> Result<StatusCode, WireError> {
     let status = u16::try_from(field.number("status")?).map_err(|_| field.malformed("status"))?;
     match StatusCode::from_u16(status) {
-        Ok(status) if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS => Ok(status),
+        Ok(status) if is_final_or_upgrade(status) => Ok(status),
         _ => Err(field.malformed("status")),
     }
+}
+
+fn is_final_or_upgrade(status: StatusCode) -> bool {
+    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 fn read_reason(field: &Field) -> Result<FailureReason, WireError> {

@@ -1,5 +1,7 @@
 //! The bounds of version 1. A length is compared with its bound before a byte of what it announces is kept.
 
+use std::time::Duration;
+
 /// The longest head of a request or a response, in bytes of frame payload.
 ///
 /// Real clients send 1 to 20 KiB (an OIDC token with many groups); the bound leaves room and still caps what one stream
@@ -24,3 +26,13 @@ pub const MAX_IDENTITY_ENTRIES: usize = 1024;
 
 /// The most certificates in one chain, and the most stub addresses in one welcome.
 pub const MAX_LIST_ENTRIES: usize = 64;
+
+/// The longest audit id, in bytes. The API server itself shows no more of it in its log
+/// (`apiserver/pkg/audit/context.go`, `GetAuditIDTruncated`).
+pub const MAX_AUDIT_ID_LENGTH: usize = 64;
+
+/// The shortest interval between reports that a stub may ask for.
+pub const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The longest interval between reports that a stub may ask for.
+pub const MAX_REPORT_INTERVAL: Duration = Duration::from_secs(3600);

@@ -11,14 +11,18 @@ mod head;
 mod identity;
 pub mod limits;
 mod names;
+mod reader;
+#[cfg(test)]
+mod tests;
 mod varint;
 
 pub use control::{AuthMode, Certificate, Drain, Enroll, Hello, Refused, Renew, Report, Welcome};
 pub use error::{ErrorCode, WireError};
-pub use frame::{Frame, FrameReader, MAX_DATA_HEADER_LENGTH, StreamKind, encode_data_header};
+pub use frame::{Frame, MAX_DATA_HEADER_LENGTH, StreamKind, encode_data_header};
 pub use head::{BearerToken, Failure, FailureReason, RequestHead, ResponseHead, Trailers, UpgradeProtocol};
 pub use identity::Identity;
 pub use names::{AgentName, ClusterId, InvalidName};
+pub use reader::FrameReader;
 pub use varint::{MAX_VARINT, read_varint, varint_length, write_varint};
 
 /// The application protocol (ALPN, RFC 7301) of an agent's connection over QUIC.
