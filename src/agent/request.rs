@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::access::AccessError;
 use super::shared::Shared;
 use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket, bearer};
-use crate::carrier::{Disconnect, FrameReceiver, FrameSender, ReceivedBody, RecvStream, SendStream, relay, send_body};
+use crate::carrier::{FrameReceiver, FrameSender, ReceivedBody, RecvStream, SendStream, relay, send_body};
 use crate::kube::{RequestInfo, RequestPath, headers, impersonation, rewrite_location};
 use crate::wire::{
     AuthMode, ErrorCode, Failure, FailureReason, Frame, FrameReader, Identity, RequestHead, ResponseHead,
@@ -191,11 +191,8 @@ async fn upgrade(
     receiver: FrameReceiver,
 ) -> Result<Answer, Failure> {
     let request = request(shared, head, headers, RequestBody::empty())?;
-    let response = shared
-        .upstream
-        .upgrade(request, shared.response_timeout)
-        .await
-        .map_err(|error| upstream_failure(&error))?;
+    let response =
+        shared.upstream.upgrade(request, shared.response_timeout).await.map_err(|error| upstream_failure(&error))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return cleaned(shared, response).map(Answer::UpgradeRefused);
     }

@@ -121,9 +121,14 @@ impl Connection {
 
     /// The certificate the peer presented and TLS verified, if it presented one.
     pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
-        let identity = self.connection.peer_identity()?;
-        let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        chain.into_iter().next()
+        self.peer_chain().into_iter().next()
+    }
+
+    /// Every certificate that the peer presented, its own first. Empty if it presented none.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        let identity = self.connection.peer_identity();
+        let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+        chain.map(|chain| *chain).unwrap_or_default()
     }
 
     /// The application protocol (ALPN) that both sides agreed on.

@@ -27,8 +27,8 @@ pub enum AnswerBody {
 pub struct TunnelledBody {
     /// The body.
     pub body: ReceivedBody,
-    /// The task that sends the client's body, while there is one.
-    pub upload: Option<AbortOnDrop>,
+    /// The task that sends the client's body, while there is one; held so that it ends with the answer.
+    pub _upload: Option<AbortOnDrop>,
     /// The stream as it is counted.
     pub stream: OpenStream,
     /// What is logged at the end.

@@ -41,7 +41,7 @@ pub async fn serve(
         Ok(Answer::Tunnelled(head, body)) => {
             record.set_status(head.status());
             let (parts, ()) = head.into_parts();
-            let body = TunnelledBody { body: body.body, upload: body.upload, stream: body.stream, record };
+            let body = TunnelledBody { body: body.body, _upload: body.upload, stream: body.stream, record };
             Response::from_parts(parts, AnswerBody::Tunnelled(Box::new(body)))
         }
         Ok(Answer::Upgraded(head, upgraded)) => {

@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,7 +31,6 @@ pub struct Connector {
     host: String,
     port: u16,
     tls: Option<Tls>,
-    open: Arc<AtomicUsize>,
 }
 
 struct Tls {
@@ -66,7 +64,7 @@ impl Connector {
         let secure = *scheme == Scheme::HTTPS;
         let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let tls = if secure { Some(Tls::new(config, &host)?) } else { None };
-        Ok(Self { authority: authority.clone(), host, port, tls, open: Arc::default() })
+        Ok(Self { authority: authority.clone(), host, port, tls })
     }
 
     /// A new connection.
@@ -83,17 +81,11 @@ impl Connector {
         &self.authority
     }
 
-    /// Connections that exist now.
-    pub fn open_connections(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
     async fn connect(&self, protocols: Protocols) -> io::Result<(UpstreamSocket, Spoken)> {
         let socket = TcpStream::connect((self.host.as_str(), self.port)).await?;
         socket.set_nodelay(true)?;
-        let open = OpenConnection::count(&self.open);
         let Some(tls) = &self.tls else {
-            return Ok((UpstreamSocket { socket: Socket::Plain(socket), _open: open }, Spoken::Http1));
+            return Ok((UpstreamSocket(Socket::Plain(socket)), Spoken::Http1));
         };
         let connector = match protocols {
             Protocols::Http1 => &tls.http1,
@@ -104,7 +96,7 @@ impl Connector {
             Some(b"h2") => Spoken::Http2,
             _ => Spoken::Http1,
         };
-        Ok((UpstreamSocket { socket: Socket::Tls(Box::new(socket)), _open: open }, spoken))
+        Ok((UpstreamSocket(Socket::Tls(Box::new(socket))), spoken))
     }
 }
 
@@ -216,10 +208,7 @@ impl ServerCertVerifier for AcceptAny {
 
 /// A connection to the API server.
 #[derive(Debug)]
-pub struct UpstreamSocket {
-    socket: Socket,
-    _open: OpenConnection,
-}
+pub struct UpstreamSocket(Socket);
 
 #[derive(Debug)]
 enum Socket {
@@ -227,26 +216,9 @@ enum Socket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Counts a connection for as long as it lives.
-#[derive(Debug)]
-struct OpenConnection(Arc<AtomicUsize>);
-
-impl OpenConnection {
-    fn count(open: &Arc<AtomicUsize>) -> Self {
-        open.fetch_add(1, Ordering::Relaxed);
-        Self(open.clone())
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Disconnect for UpstreamSocket {
     fn disconnect(&mut self) {
-        let socket = match &self.socket {
+        let socket = match &self.0 {
             Socket::Plain(socket) => socket,
             Socket::Tls(socket) => socket.get_ref().0,
         };
@@ -261,7 +233,7 @@ impl AsyncRead for UpstreamSocket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.socket {
+        match &mut self.0 {
             Socket::Plain(socket) => Pin::new(socket).poll_read(context, buffer),
             Socket::Tls(socket) => Pin::new(socket).poll_read(context, buffer),
         }
@@ -270,7 +242,7 @@ impl AsyncRead for UpstreamSocket {
 
 impl AsyncWrite for UpstreamSocket {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
+        match &mut self.0 {
             Socket::Plain(socket) => Pin::new(socket).poll_write(context, data),
             Socket::Tls(socket) => Pin::new(socket).poll_write(context, data),
         }
@@ -281,28 +253,28 @@ impl AsyncWrite for UpstreamSocket {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
+        match &mut self.0 {
             Socket::Plain(socket) => Pin::new(socket).poll_write_vectored(context, slices),
             Socket::Tls(socket) => Pin::new(socket).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.socket {
+        match &self.0 {
             Socket::Plain(socket) => socket.is_write_vectored(),
             Socket::Tls(socket) => socket.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
+        match &mut self.0 {
             Socket::Plain(socket) => Pin::new(socket).poll_flush(context),
             Socket::Tls(socket) => Pin::new(socket).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
+        match &mut self.0 {
             Socket::Plain(socket) => Pin::new(socket).poll_shutdown(context),
             Socket::Tls(socket) => Pin::new(socket).poll_shutdown(context),
         }

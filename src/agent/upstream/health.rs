@@ -39,7 +39,9 @@ pub async fn watch_health(upstream: Arc<Upstream>, health: watch::Sender<Health>
             was_healthy = Some(error.is_none());
             match &error {
                 None => tracing::info!(api_server = %upstream.authority(), "the API server answers"),
-                Some(error) => tracing::warn!(api_server = %upstream.authority(), "the API server is not ready: {error}"),
+                Some(error) => {
+                    tracing::warn!(api_server = %upstream.authority(), "the API server is not ready: {error}")
+                }
             }
         }
         health.send_replace(Health { latency: began.elapsed(), error });

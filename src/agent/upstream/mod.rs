@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 pub use body::{AnswerBody, RequestBody};
 pub use connector::UpstreamSocket;
+pub use credential::bearer;
 pub use health::{Health, watch_health};
 
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
@@ -186,10 +187,4 @@ impl Upstream {
             .map_err(|_elapsed| UpstreamError::TimedOut(patience))?
             .map_err(UpstreamError::Lost)
     }
-
-    /// Connections to the API server that exist now, idle ones included.
-    pub fn open_connections(&self) -> usize {
-        self.connector.open_connections()
-    }
 }
-

@@ -13,9 +13,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
+use super::UpstreamError;
 use super::body::{AnswerBody, RequestBody};
 use super::connector::{Connector, Protocols, Spoken, UpstreamSocket};
-use super::UpstreamError;
 
 /// Connections that speak the same protocols.
 #[derive(Debug)]
