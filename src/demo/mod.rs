@@ -1,1 +1,3 @@
 //! The sample Kubernetes API and the demo.
+
+pub mod api;

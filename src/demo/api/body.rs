@@ -1,0 +1,148 @@
+//! Response bodies: whole, streamed by a task, or generated.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+/// Chunks a streaming task may be ahead of the client.
+const CHUNKS_AHEAD: usize = 16;
+
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// What a response carries, and something that lives as long as it does.
+pub(super) struct Body {
+    content: Content,
+    held: Option<Box<dyn Send>>,
+}
+
+enum Content {
+    Whole(Bytes),
+    Chunked(Bytes),
+    Streamed(mpsc::Receiver<io::Result<Bytes>>),
+    Zeros { announced: u64, left: u64 },
+    Echoed(Incoming),
+}
+
+/// Where a task writes a streamed body. Dropping it ends the body cleanly.
+#[derive(Clone)]
+pub(super) struct BodySender(mpsc::Sender<io::Result<Bytes>>);
+
+/// The client went away.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+impl Body {
+    /// A body known as a whole.
+    pub fn whole(bytes: impl Into<Bytes>) -> Self {
+        Self::of(Content::Whole(bytes.into()))
+    }
+
+    /// A body known as a whole, sent without saying its length.
+    pub fn chunked(bytes: impl Into<Bytes>) -> Self {
+        Self::of(Content::Chunked(bytes.into()))
+    }
+
+    /// A body of chunks, each sent at once.
+    pub fn streamed() -> (BodySender, Self) {
+        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        (BodySender(sender), Self::of(Content::Streamed(receiver)))
+    }
+
+    /// `count` zero bytes.
+    pub fn zeros(count: u64) -> Self {
+        Self::of(Content::Zeros { announced: count, left: count })
+    }
+
+    /// Announces `announced` bytes and fails after `count` of them.
+    pub fn cut_short(announced: u64, count: u64) -> Self {
+        Self::of(Content::Zeros { announced, left: count })
+    }
+
+    /// The request's body, as it comes.
+    pub fn echo(incoming: Incoming) -> Self {
+        Self::of(Content::Echoed(incoming))
+    }
+
+    /// Keeps `guard` alive until the body has been sent or given up.
+    pub fn holding(mut self, guard: impl Send + 'static) -> Self {
+        self.held = Some(Box::new(guard));
+        self
+    }
+
+    /// The bytes, when they are known as a whole.
+    pub fn as_whole(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Whole(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    fn of(content: Content) -> Self {
+        Self { content, held: None }
+    }
+}
+
+impl BodySender {
+    /// Sends one chunk, waiting while the client is slow.
+    pub async fn send(&self, chunk: impl Into<Bytes>) -> Result<(), Gone> {
+        self.0.send(Ok(chunk.into())).await.map_err(|_| Gone)
+    }
+
+    /// Resolves when the client is gone.
+    pub async fn gone(&self) {
+        self.0.closed().await;
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let chunk = match &mut self.get_mut().content {
+            Content::Whole(bytes) | Content::Chunked(bytes) if bytes.is_empty() => None,
+            Content::Whole(bytes) | Content::Chunked(bytes) => Some(Ok(std::mem::take(bytes))),
+            Content::Streamed(receiver) => ready!(receiver.poll_recv(cx)),
+            Content::Zeros { announced: 0, .. } => None,
+            Content::Zeros { announced, left } => Some(next_zeros(announced, left)),
+            Content::Echoed(incoming) => return Pin::new(incoming).poll_frame(cx).map_err(io::Error::other),
+        };
+        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Whole(bytes) | Content::Chunked(bytes) => bytes.is_empty(),
+            Content::Zeros { announced, .. } => *announced == 0,
+            Content::Streamed(_) => false,
+            Content::Echoed(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Zeros { announced, .. } => SizeHint::with_exact(*announced),
+            Content::Chunked(_) | Content::Streamed(_) => SizeHint::default(),
+            Content::Echoed(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+fn next_zeros(announced: &mut u64, left: &mut u64) -> io::Result<Bytes> {
+    let size = (ZEROS.len() as u64).min(*left);
+    if size == 0 {
+        return Err(io::Error::new(io::ErrorKind::ConnectionReset, "this body is cut short on purpose"));
+    }
+    *announced -= size;
+    *left -= size;
+    // `size` is at most the length of ZEROS.
+    Ok(Bytes::from_static(&ZEROS[..size as usize]))
+}

@@ -1,0 +1,198 @@
+//! Real clients against the sample API: kubectl over WebSocket, kubectl 1.20 over SPDY, and plain HTTP.
+//!
+//! kubectl is found by `QTUNNEL_KUBECTL` or on the `PATH`; kubectl 1.20 by `QTUNNEL_KUBECTL_SPDY` or in
+//! `target/kubectl-1.20`. A test whose kubectl is missing says so and passes.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use qtunnel::demo::api::{Rule, SampleApi};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    process::Command,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Server {
+    address: SocketAddr,
+    api: SampleApi,
+    _shutdown: DropGuard,
+}
+
+impl Server {
+    async fn start() -> Self {
+        Self::of(SampleApi::builder().build()).await
+    }
+
+    async fn of(api: SampleApi) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        tokio::spawn(api.clone().serve(listener, None, shutdown.clone()));
+        Self { address, api, _shutdown: shutdown.drop_guard() }
+    }
+
+    /// One HTTP/1.1 exchange on a connection of its own; the whole answer.
+    async fn exchange(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
+        if let Err(error) = read {
+            answer.extend_from_slice(format!("[{}]", error.kind()).as_bytes());
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    async fn get(&self, path: &str, headers: &str) -> String {
+        self.exchange(&format!("GET {path} HTTP/1.1\r\nHost: sample\r\nConnection: close\r\n{headers}\r\n")).await
+    }
+}
+
+/// A kubectl with a home of its own.
+struct Kubectl {
+    program: PathBuf,
+    server: String,
+    home: TempDir,
+}
+
+impl Kubectl {
+    /// The newest there is: it streams over WebSocket.
+    fn newest(server: &Server) -> Option<Self> {
+        let program = std::env::var_os("QTUNNEL_KUBECTL").map(PathBuf::from).or_else(|| {
+            std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join("kubectl")).find(|p| p.is_file())
+        });
+        Self::of(server, program, "kubectl")
+    }
+
+    /// Version 1.20: it streams over SPDY, and reads plain discovery and OpenAPI version 2.
+    fn spdy(server: &Server) -> Option<Self> {
+        let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/kubectl-1.20/usr/bin/kubectl");
+        let program = std::env::var_os("QTUNNEL_KUBECTL_SPDY").map(PathBuf::from);
+        Self::of(server, program.or(Some(built)).filter(|program| program.is_file()), "kubectl 1.20")
+    }
+
+    fn of(server: &Server, program: Option<PathBuf>, name: &str) -> Option<Self> {
+        let Some(program) = program else {
+            println!("skipped: no {name} found");
+            return None;
+        };
+        let home = tempfile::tempdir().unwrap();
+        Some(Self { program, server: format!("http://{}", server.address), home })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_clear().env("HOME", self.home.path()).env("PATH", "/usr/bin:/bin").current_dir(self.home.path());
+        command.arg("--server").arg(&self.server).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs to the end.
+    async fn run(&self, arguments: &[&str]) -> Output {
+        tokio::time::timeout(DEADLINE, self.command(arguments).output()).await.expect("kubectl in time").unwrap()
+    }
+
+    /// Runs with this input to the end.
+    async fn run_with(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let writer = tokio::spawn(async move {
+            stdin.write_all(&input).await.unwrap();
+        });
+        let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await.expect("kubectl in time").unwrap();
+        writer.await.unwrap();
+        output
+    }
+
+    /// Runs, must succeed, and gives what it printed.
+    async fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Runs, must fail, and gives what it complained.
+    async fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        assert!(!output.status.success(), "{arguments:?}: {}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.home.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The kubectls there are.
+fn kubectls(server: &Server) -> Vec<Kubectl> {
+    [Kubectl::newest(server), Kubectl::spdy(server)].into_iter().flatten().collect()
+}
+
+const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cap, namespace: demo}\ndata: {a: \"1\"}\n";
+
+#[tokio::test]
+async fn kubectl_reads_tables_and_objects() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let pods = kubectl.ok(&["get", "pods", "-n", "demo"]).await;
+        assert!(pods.starts_with("NAME") && pods.contains("web") && pods.contains("3/3"), "{pods}");
+        let all = kubectl.ok(&["get", "pods", "-A", "-o", "name"]).await;
+        assert!(all.contains("pod/dns"), "{all}");
+        let uid = kubectl.ok(&["get", "ns", "kube-system", "-o", "jsonpath={.metadata.uid}"]).await;
+        assert_eq!(uid, server.api.cluster_uid());
+        assert!(kubectl.ok(&["api-resources"]).await.contains("deployments"));
+        assert!(kubectl.ok(&["get", "cm", "-n", "demo", "-l", "app=web"]).await.contains("settings"));
+        let missing = kubectl.fails(&["get", "pod", "nope", "-n", "demo"]).await;
+        assert!(missing.contains("Error from server (NotFound): pods \"nope\" not found"), "{missing}");
+        assert!(kubectl.ok(&["explain", "configmap.data"]).await.contains("configuration data"));
+        assert!(kubectl.ok(&["describe", "pod", "web", "-n", "demo"]).await.contains("sidecar"));
+    }
+}
+
+#[tokio::test]
+async fn kubectl_applies_patches_and_deletes() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let file = kubectl.file("cm.yaml", CONFIG_MAP);
+        assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap created\n");
+        kubectl.file("cm.yaml", &CONFIG_MAP.replace("\"1\"", "\"2\""));
+        assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap configured\n");
+        assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap unchanged\n");
+        kubectl.ok(&["patch", "cm", "cap", "-n", "demo", "--type=json", "-p", r#"[{"op":"add","path":"/data/b","value":"x"}]"#]).await;
+        kubectl.ok(&["label", "cm", "cap", "-n", "demo", "a=b"]).await;
+        let value = kubectl.ok(&["get", "cm", "cap", "-n", "demo", "-o", "jsonpath={.data.a}{.data.b}{.metadata.labels.a}"]).await;
+        assert_eq!(value, "2xb");
+        let conflict = kubectl.fails(&["create", "cm", "cap", "-n", "demo"]).await;
+        assert!(conflict.contains("configmaps \"cap\" already exists"), "{conflict}");
+        assert_eq!(kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await, "configmap \"cap\" deleted\n");
+        let server_side = kubectl.ok(&["apply", "--server-side", "-f", &file]).await;
+        assert_eq!(server_side, "configmap/cap serverside-applied\n");
+        let bad = kubectl.file("bad.yaml", &CONFIG_MAP.replace("a: \"1\"", "\"bad key!\": \"1\"").replace("cap", "bad"));
+        assert!(kubectl.fails(&["apply", "-f", &bad]).await.contains("a valid config key must consist of"));
+        kubectl.ok(&["delete", "cm", "--all", "-n", "demo"]).await;
+        kubectl.ok(&["scale", "deployment", "web", "-n", "demo", "--replicas=3"]).await;
+        kubectl.ok(&["rollout", "status", "deployment", "web", "-n", "demo", "--timeout=10s"]).await;
+        kubectl.ok(&["create", "namespace", "fresh"]).await;
+        kubectl.ok(&["run", "one", "--image=none", "-n", "fresh"]).await;
+        kubectl.ok(&["wait", "pod/one", "-n", "fresh", "--for=condition=Ready", "--timeout=10s"]).await;
+        kubectl.ok(&["delete", "namespace", "fresh"]).await;
+        assert!(kubectl.fails(&["get", "pod", "one", "-n", "fresh"]).await.contains("NotFound"));
+    }
+}
