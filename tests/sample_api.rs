@@ -175,16 +175,30 @@ async fn kubectl_applies_patches_and_deletes() {
         kubectl.file("cm.yaml", &CONFIG_MAP.replace("\"1\"", "\"2\""));
         assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap configured\n");
         assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap unchanged\n");
-        kubectl.ok(&["patch", "cm", "cap", "-n", "demo", "--type=json", "-p", r#"[{"op":"add","path":"/data/b","value":"x"}]"#]).await;
+        kubectl
+            .ok(&[
+                "patch",
+                "cm",
+                "cap",
+                "-n",
+                "demo",
+                "--type=json",
+                "-p",
+                r#"[{"op":"add","path":"/data/b","value":"x"}]"#,
+            ])
+            .await;
         kubectl.ok(&["label", "cm", "cap", "-n", "demo", "a=b"]).await;
-        let value = kubectl.ok(&["get", "cm", "cap", "-n", "demo", "-o", "jsonpath={.data.a}{.data.b}{.metadata.labels.a}"]).await;
+        let value = kubectl
+            .ok(&["get", "cm", "cap", "-n", "demo", "-o", "jsonpath={.data.a}{.data.b}{.metadata.labels.a}"])
+            .await;
         assert_eq!(value, "2xb");
         let conflict = kubectl.fails(&["create", "cm", "cap", "-n", "demo"]).await;
         assert!(conflict.contains("configmaps \"cap\" already exists"), "{conflict}");
         assert_eq!(kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await, "configmap \"cap\" deleted\n");
         let server_side = kubectl.ok(&["apply", "--server-side", "-f", &file]).await;
         assert_eq!(server_side, "configmap/cap serverside-applied\n");
-        let bad = kubectl.file("bad.yaml", &CONFIG_MAP.replace("a: \"1\"", "\"bad key!\": \"1\"").replace("cap", "bad"));
+        let bad =
+            kubectl.file("bad.yaml", &CONFIG_MAP.replace("a: \"1\"", "\"bad key!\": \"1\"").replace("cap", "bad"));
         assert!(kubectl.fails(&["apply", "-f", &bad]).await.contains("a valid config key must consist of"));
         kubectl.ok(&["delete", "cm", "--all", "-n", "demo"]).await;
         kubectl.ok(&["scale", "deployment", "web", "-n", "demo", "--replicas=3"]).await;

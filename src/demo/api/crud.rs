@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use super::{
     Shared,
     managed_fields::{self, Manager},
-    objects,
-    patch,
+    objects, patch,
     payload::Payload,
     request::{Query, ResourceTarget},
     resources::{Resource, namespaces},
@@ -98,7 +97,9 @@ impl Call<'_> {
 
     fn apply(&self) -> Result<Response, ApiError> {
         if self.query.get("fieldManager").is_none_or(str::is_empty) {
-            return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+            return Err(ApiError::bad_request(
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+            ));
         }
         let mut applied = self.take_object()?;
         let name = self.key().name;
@@ -180,7 +181,8 @@ impl Call<'_> {
         if status_only {
             result["status"] = new_status;
         }
-        objects::metadata_mut(&mut result).insert("managedFields".to_owned(), before["metadata"]["managedFields"].clone());
+        objects::metadata_mut(&mut result)
+            .insert("managedFields".to_owned(), before["metadata"]["managedFields"].clone());
         managed_fields::record_update(Some(before), &mut result, self.manager());
         Ok(result)
     }
@@ -319,7 +321,9 @@ fn commit(query: &Query) -> Result<Commit, ApiError> {
     match query.get("dryRun") {
         None | Some("") => Ok(Commit::Keep),
         Some("All") => Ok(Commit::DryRun),
-        Some(other) => Err(ApiError::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""))),
+        Some(other) => {
+            Err(ApiError::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"")))
+        }
     }
 }
 
@@ -345,7 +349,10 @@ fn check_revision(resource: &Resource, before: &Value, written: &Value) -> Resul
         return Err(ApiError::modified_meanwhile(resource, name));
     }
     if given["uid"].as_str().is_some_and(|given| !given.is_empty() && current["uid"] != given) {
-        let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", given["uid"], current["uid"]);
+        let why = format!(
+            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+            given["uid"], current["uid"]
+        );
         return Err(ApiError::conflict(resource, name, &why));
     }
     Ok(())

@@ -45,7 +45,8 @@ impl FileSystem {
         for folder in ["/", "/etc", "/root", "/tmp", "/www"] {
             files.entries.insert(folder.to_owned(), Entry { node: Node::Folder, modified: now });
         }
-        for (path, text) in [("/etc/os-release", "NAME=\"qtunnel sample\"\n"), ("/www/index.html", "hello from web\n")] {
+        for (path, text) in [("/etc/os-release", "NAME=\"qtunnel sample\"\n"), ("/www/index.html", "hello from web\n")]
+        {
             let node = Node::File(Bytes::from_static(text.as_bytes()));
             files.entries.insert(path.to_owned(), Entry { node, modified: now });
         }

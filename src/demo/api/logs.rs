@@ -26,7 +26,9 @@ struct LogOptions {
 pub(super) fn answer(container: Arc<Container>, name: &str, query: &Query) -> Result<Response, ApiError> {
     if query.flag("previous") {
         let pod = &container.hostname;
-        return Err(ApiError::bad_request(format!("previous terminated container \"{name}\" in pod \"{pod}\" not found")));
+        return Err(ApiError::bad_request(format!(
+            "previous terminated container \"{name}\" in pod \"{pod}\" not found"
+        )));
     }
     let options = LogOptions::parse(query);
     let (lines, next) = container.log.read(0);

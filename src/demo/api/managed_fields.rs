@@ -57,7 +57,12 @@ pub(super) fn record_update(before: Option<&Value>, after: &mut Value, manager: 
 /// Fields the manager applied before and no longer does are removed, unless somebody else owns them.
 ///
 /// Errors: 409 where another manager owns a field that would change, unless `force`.
-pub(super) fn apply(live: Option<&Value>, applied: &Value, manager: Manager<'_>, force: bool) -> Result<Value, ApiError> {
+pub(super) fn apply(
+    live: Option<&Value>,
+    applied: &Value,
+    manager: Manager<'_>,
+    force: bool,
+) -> Result<Value, ApiError> {
     let mut wanted = applied.clone();
     metadata_mut(&mut wanted).remove("managedFields");
     let empty = json!({});
@@ -324,7 +329,8 @@ mod tests {
         let mut after = before.clone();
         after["data"]["a"] = "2".into();
         record_update(Some(&before), &mut after, OTHER);
-        let owned: Vec<_> = after["metadata"]["managedFields"].as_array().unwrap().iter().map(|e| &e["fieldsV1"]).collect();
+        let owned: Vec<_> =
+            after["metadata"]["managedFields"].as_array().unwrap().iter().map(|e| &e["fieldsV1"]).collect();
         assert_eq!(owned, [&json!({"f:data": {"f:b": {}}}), &json!({"f:data": {"f:a": {}}})]);
     }
 }

@@ -52,8 +52,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::rbac::Rule;
 use self::{
-    discovery::Discovery, identity::Authenticator, openapi::OpenApi, pods::Pods, rbac::Authorizer, resources::namespaces,
-    store::Key,
+    discovery::Discovery, identity::Authenticator, openapi::OpenApi, pods::Pods, rbac::Authorizer,
+    resources::namespaces, store::Key,
 };
 
 /// The sample API. Clones share one state.

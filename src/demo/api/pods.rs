@@ -65,7 +65,8 @@ impl Pods {
             *entry = started();
         }
         let stopped = entry.stopped.clone();
-        let container = entry.containers.entry(container).or_insert_with(|| Arc::new(Container::new(pod, spec, stopped)));
+        let container =
+            entry.containers.entry(container).or_insert_with(|| Arc::new(Container::new(pod, spec, stopped)));
         Ok(container.clone())
     }
 
@@ -125,7 +126,9 @@ fn container_spec<'a>(pod: &'a Value, name: Option<&str>) -> Result<&'a Value, A
 
 fn environment(spec: &Value) -> Vec<(String, String)> {
     let given = spec["env"].as_array().map(Vec::as_slice).unwrap_or_default().iter();
-    let given = given.filter_map(|entry| Some((entry["name"].as_str()?.to_owned(), entry["value"].as_str()?.to_owned())));
-    let path = [("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()), ("HOME".to_owned(), "/root".to_owned())];
+    let given =
+        given.filter_map(|entry| Some((entry["name"].as_str()?.to_owned(), entry["value"].as_str()?.to_owned())));
+    let path =
+        [("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()), ("HOME".to_owned(), "/root".to_owned())];
     path.into_iter().chain(given).collect()
 }

@@ -67,8 +67,7 @@ fn message_of(kind: &str) -> Option<Message> {
 
 use Kind::{Bool, Bytes, ExtraValue, Integer, Many, ManyTexts, One, Text, Time};
 
-const ENVELOPE: Message =
-    &[(1, "typeMeta", One(&[(1, "apiVersion", Text), (2, "kind", Text)])), (2, "raw", Bytes)];
+const ENVELOPE: Message = &[(1, "typeMeta", One(&[(1, "apiVersion", Text), (2, "kind", Text)])), (2, "raw", Bytes)];
 
 const OWNER_REFERENCE: Message = &[
     (1, "kind", Text),
@@ -219,9 +218,7 @@ fn read_single(kind: &Kind, wire: &Wire<'_>, depth: usize) -> Option<Value> {
         (Integer, Wire::Number(number)) => number.cast_signed().into(),
         (One(message), Wire::Slice(slice)) => read_message(slice, message, depth + 1)?,
         (Time, Wire::Slice(slice)) => read_time(slice)?,
-        (ExtraValue, Wire::Slice(slice)) => {
-            read_message(slice, &[(1, "items", ManyTexts)], depth + 1)?["items"].take()
-        }
+        (ExtraValue, Wire::Slice(slice)) => read_message(slice, &[(1, "items", ManyTexts)], depth + 1)?["items"].take(),
         _ => return None,
     })
 }

@@ -79,5 +79,9 @@ fn decide(spec: &Value, user: &User, rules: &Authorizer) -> Result<Value, ApiErr
     } else {
         return Err(ApiError::bad_request("spec needs resourceAttributes or nonResourceAttributes"));
     };
-    Ok(if allowed { json!({"allowed": true, "reason": "allowed by a rule of the sample API"}) } else { json!({"allowed": false}) })
+    Ok(if allowed {
+        json!({"allowed": true, "reason": "allowed by a rule of the sample API"})
+    } else {
+        json!({"allowed": false})
+    })
 }

@@ -77,6 +77,8 @@ fn seen(request: &Request<Incoming>) -> Value {
 }
 
 fn by_name(headers: &HeaderMap) -> Map<String, Value> {
-    let values = |name| headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into()).collect::<Vec<Value>>();
+    let values = |name| {
+        headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into()).collect::<Vec<Value>>()
+    };
     headers.keys().map(|name| (name.to_string(), values(name).into())).collect()
 }

@@ -65,7 +65,9 @@ fn find_unknown(schema: &Value, value: &Value, path: &str, unknown: &mut BTreeSe
     let schema = resolve(schema);
     match value {
         Value::Object(map) => {
-            let Some(properties) = schema["properties"].as_object().filter(|_| schema.get(OPEN).is_none()) else { return };
+            let Some(properties) = schema["properties"].as_object().filter(|_| schema.get(OPEN).is_none()) else {
+                return;
+            };
             // Keys with a dollar sign are directives of a strategic merge patch.
             for (key, value) in map.iter().filter(|(key, _)| !key.starts_with('$')) {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };

@@ -116,7 +116,11 @@ async fn serve_connection(
     }
 }
 
-async fn serve_http1(api: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handle: ConnectionHandle) {
+async fn serve_http1(
+    api: Arc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    handle: ConnectionHandle,
+) {
     let shutdown = handle.shutdown.clone();
     let service = service_fn(move |request| answer(api.clone(), handle.clone(), request));
     let mut builder = http1::Builder::new();
@@ -132,7 +136,11 @@ async fn serve_http1(api: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unp
     let _ = tokio::time::timeout(SHUTDOWN_GRACE, connection).await;
 }
 
-async fn serve_http2(api: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handle: ConnectionHandle) {
+async fn serve_http2(
+    api: Arc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    handle: ConnectionHandle,
+) {
     let shutdown = handle.shutdown.clone();
     let streams = api.max_concurrent_streams;
     let service = service_fn(move |request| answer(api.clone(), handle.clone(), request));
@@ -226,7 +234,11 @@ async fn answer_path(
 fn health(path: &str, query: &Query) -> Option<Response> {
     let check = path.strip_prefix('/').filter(|check| matches!(*check, "healthz" | "livez" | "readyz"))?;
     let verbose = query.get("verbose").is_some();
-    let text = if verbose { format!("[+]ping ok\n[+]log ok\n[+]sample-store ok\n{check} check passed\n") } else { "ok".to_owned() };
+    let text = if verbose {
+        format!("[+]ping ok\n[+]log ok\n[+]sample-store ok\n{check} check passed\n")
+    } else {
+        "ok".to_owned()
+    };
     Some(response::text(StatusCode::OK, text))
 }
 
@@ -289,7 +301,8 @@ fn answer_pod(
     request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
     let resource = target.definition().ok_or_else(ApiError::no_such_resource)?;
-    let (namespace, name) = (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
+    let (namespace, name) =
+        (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
     let pod = api.store.get(&Key::new(resource, namespace, name)).ok_or_else(|| ApiError::not_found(resource, name))?;
     match target.subresource.as_deref() {
         Some("log") if request.method() == Method::GET => {
@@ -302,7 +315,9 @@ fn answer_pod(
 
 fn check_subresource(resource: &Resource, target: &ResourceTarget) -> Result<(), ApiError> {
     let known = |name: &String| resource.subresources.iter().any(|sub| sub.name == name);
-    if target.subresource.as_ref().is_some_and(|name| !known(name)) || (target.namespace.is_some() && !resource.namespaced) {
+    if target.subresource.as_ref().is_some_and(|name| !known(name))
+        || (target.namespace.is_some() && !resource.namespaced)
+    {
         return Err(ApiError::no_such_resource());
     }
     Ok(())
@@ -342,7 +357,12 @@ fn authorize_verb(api: &Shared, user: &User, verb: &str, target: &ResourceTarget
     let message = forbidden_message(&user.name, verb, group, &resource, namespace);
     let details = match target.definition() {
         Some(resource) => details_of(resource, name),
-        None => Details { name: name.to_owned(), group: group.to_owned(), kind: target.plural.clone(), ..Details::default() },
+        None => Details {
+            name: name.to_owned(),
+            group: group.to_owned(),
+            kind: target.plural.clone(),
+            ..Details::default()
+        },
     };
     Err(ApiError::forbidden(format!("{subject}: {message}"), details))
 }

@@ -244,7 +244,13 @@ pub(super) fn details_of(resource: &Resource, name: &str) -> Details {
 }
 
 /// The text of a 403 of the built-in authorizer: `responsewriters.forbiddenMessage`.
-pub(super) fn forbidden_message(user: &str, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> String {
+pub(super) fn forbidden_message(
+    user: &str,
+    verb: &str,
+    group: &str,
+    resource: &str,
+    namespace: Option<&str>,
+) -> String {
     let what = format!("User {} cannot {verb} resource \"{resource}\" in API group \"{group}\"", quoted(user));
     match namespace {
         Some(namespace) => format!("{what} in the namespace \"{namespace}\""),

@@ -65,13 +65,9 @@ fn columns(resource: &Resource) -> &'static [Column] {
         "services" => {
             &[NAME, ("Type", "string", "", 0), ("Cluster-IP", "string", "", 0), ("Port(s)", "string", "", 0), AGE]
         }
-        "deployments" => &[
-            NAME,
-            ("Ready", "string", "", 0),
-            ("Up-to-date", "integer", "", 0),
-            ("Available", "integer", "", 0),
-            AGE,
-        ],
+        "deployments" => {
+            &[NAME, ("Ready", "string", "", 0), ("Up-to-date", "integer", "", 0), ("Available", "integer", "", 0), AGE]
+        }
         "leases" => &[NAME, ("Holder", "string", "", 0), AGE],
         "events" => &[
             ("Last Seen", "string", "", 0),

@@ -73,7 +73,9 @@ impl Watch {
             _ if query.flag("sendInitialEvents") => Start::Present { marked: bookmarks },
             "" | "0" => Start::Present { marked: false },
             version => Start::After(version.parse().map_err(|_| {
-                ApiError::bad_request(format!("resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing"))
+                ApiError::bad_request(format!(
+                    "resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing"
+                ))
             })?),
         };
         let seconds = query.number("timeoutSeconds").filter(|seconds| *seconds > 0);

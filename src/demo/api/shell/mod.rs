@@ -102,7 +102,11 @@ impl Flow {
 
 impl Shell {
     /// `sh`: with `-c` the script, else line by line from its input.
-    fn run_shell<'a>(&'a mut self, arguments: &'a [String], io: &'a mut Io<'_>) -> Pin<Box<dyn Future<Output = u8> + Send + 'a>> {
+    fn run_shell<'a>(
+        &'a mut self,
+        arguments: &'a [String],
+        io: &'a mut Io<'_>,
+    ) -> Pin<Box<dyn Future<Output = u8> + Send + 'a>> {
         Box::pin(async move {
             if self.depth >= MAX_DEPTH {
                 return 1;
@@ -163,7 +167,11 @@ impl Shell {
     }
 
     /// Commands joined by `|`, each reading what the one before writes.
-    fn run_pipeline<'a>(&'a mut self, commands: &'a [&'a str], io: &'a mut Io<'_>) -> Pin<Box<dyn Future<Output = Flow> + Send + 'a>> {
+    fn run_pipeline<'a>(
+        &'a mut self,
+        commands: &'a [&'a str],
+        io: &'a mut Io<'_>,
+    ) -> Pin<Box<dyn Future<Output = Flow> + Send + 'a>> {
         Box::pin(async move {
             match commands {
                 [] => Flow::Next(0),

@@ -13,8 +13,29 @@ use crate::demo::api::{
 };
 
 const PROGRAMS: &[&str] = &[
-    "[", "cat", "cd", "date", "echo", "env", "exit", "false", "head", "hostname", "ls", "mkdir", "pwd", "rm", "sh",
-    "sha256sum", "sleep", "stty", "tar", "test", "true", "tty", "wc",
+    "[",
+    "cat",
+    "cd",
+    "date",
+    "echo",
+    "env",
+    "exit",
+    "false",
+    "head",
+    "hostname",
+    "ls",
+    "mkdir",
+    "pwd",
+    "rm",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "stty",
+    "tar",
+    "test",
+    "true",
+    "tty",
+    "wc",
 ];
 
 static ZEROS: [u8; PIECE] = [0; PIECE];
@@ -111,7 +132,9 @@ impl Shell {
                 0
             }
             Some(path) => match self.read_file(path) {
-                Ok(content) => print(io, content.slice(..content.len().min(usize::try_from(left).unwrap_or(usize::MAX)))).await,
+                Ok(content) => {
+                    print(io, content.slice(..content.len().min(usize::try_from(left).unwrap_or(usize::MAX)))).await
+                }
                 Err(why) => complain(io, &format!("head: {why}")).await,
             },
             None => {
@@ -239,7 +262,11 @@ async fn sleep(arguments: &[String], io: &Io<'_>) -> u8 {
 
 async fn terminal(program: &str, arguments: &[String], io: &Io<'_>) -> u8 {
     let Some(terminal) = &io.terminal else {
-        return if program == "tty" { 1 | print(io, "not a tty\n").await } else { complain(io, "stty: standard input").await };
+        return if program == "tty" {
+            1 | print(io, "not a tty\n").await
+        } else {
+            complain(io, "stty: standard input").await
+        };
     };
     let size = *terminal.size.borrow();
     match (program, arguments) {
