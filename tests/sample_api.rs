@@ -196,3 +196,68 @@ async fn kubectl_applies_patches_and_deletes() {
         assert!(kubectl.fails(&["get", "pod", "one", "-n", "fresh"]).await.contains("NotFound"));
     }
 }
+
+#[tokio::test]
+async fn kubectl_exec_carries_input_output_and_exit_codes() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let exec = |rest: &[&'static str]| {
+            [&["exec", "-n", "demo", "web", "-c", "web"], rest].concat()
+        };
+        assert_eq!(kubectl.ok(&exec(&["--", "echo", "hi"])).await, "hi\n");
+        let output = kubectl.run(&exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"])).await;
+        assert_eq!((text(&output.stdout), output.status.code()), ("out\n".to_owned(), Some(7)));
+        assert!(text(&output.stderr).starts_with("err\n"));
+        let input: Vec<u8> = (0..200_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+        let output = kubectl.run_with(&exec(&["-i", "--", "cat"]), &input).await;
+        assert!(output.stdout == input, "{} bytes came back; {}", output.stdout.len(), text(&output.stderr));
+        let output = kubectl.run_with(&exec(&["-i", "--", "wc", "-c"]), &input).await;
+        assert_eq!(text(&output.stdout), "200000\n");
+        let zeros = kubectl.run(&exec(&["--", "head", "-c", "5000000", "/dev/zero"])).await;
+        assert_eq!(zeros.stdout.len(), 5_000_000);
+        let missing = kubectl.fails(&exec(&["--", "/no/such/program"])).await;
+        assert!(missing.contains("stat /no/such/program: no such file or directory"), "{missing}");
+        let unknown = kubectl.fails(&["exec", "-n", "demo", "web", "-c", "nope", "--", "echo"]).await;
+        assert!(unknown.contains("container nope is not valid for pod web"), "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn kubectl_cp_works_both_ways() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let folder = kubectl.home.path().join("d/sub");
+        std::fs::create_dir_all(&folder).unwrap();
+        let content: Vec<u8> = (0..100_000_u32).map(|n| (n * 31 % 256) as u8).collect();
+        std::fs::write(folder.join("b.bin"), &content).unwrap();
+        std::fs::write(kubectl.home.path().join("d").join("a".repeat(120)), "long name").unwrap();
+        kubectl.ok(&["cp", "-n", "demo", "d", "web:/tmp/d", "-c", "web"]).await;
+        kubectl.ok(&["cp", "-n", "demo", "web:/tmp/d", "back", "-c", "web"]).await;
+        assert!(std::fs::read(kubectl.home.path().join("back/sub/b.bin")).unwrap() == content);
+        let long = kubectl.home.path().join("back").join("a".repeat(120));
+        assert_eq!(std::fs::read_to_string(long).unwrap(), "long name");
+        kubectl.ok(&["exec", "-n", "demo", "web", "-c", "web", "--", "rm", "-rf", "/tmp/d"]).await;
+    }
+}
+
+#[tokio::test]
+async fn kubectl_attaches_and_reads_logs() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let attach = ["attach", "-n", "demo", "web", "-c", "sidecar", "-i"];
+        let output = kubectl.run_with(&attach, b"hello attach\n").await;
+        assert!(text(&output.stdout).ends_with("hello attach\n"), "{output:?}");
+        let tail = kubectl.ok(&["logs", "-n", "demo", "web", "-c", "fast", "--tail=3"]).await;
+        assert_eq!(tail.lines().filter(|line| line.starts_with("tick ")).count(), 3);
+        let mut follow = kubectl.command(&["logs", "-n", "demo", "web", "-c", "fast", "-f", "--tail=1"]).spawn().unwrap();
+        let mut stdout = follow.stdout.take().unwrap();
+        let mut arrived = String::new();
+        while arrived.lines().count() < 20 {
+            let mut piece = [0; 1024];
+            let count = tokio::time::timeout(DEADLINE, stdout.read(&mut piece)).await.unwrap().unwrap();
+            assert!(count > 0, "the log ended: {arrived}");
+            arrived.push_str(&text(&piece[..count]));
+        }
+        follow.kill().await.unwrap();
+    }
+}

@@ -8,6 +8,7 @@
 mod body;
 mod crud;
 mod discovery;
+mod exec;
 mod files;
 mod gnostic;
 mod identity;
@@ -32,6 +33,7 @@ mod seed;
 mod selector;
 mod server;
 mod shell;
+mod spdy;
 mod status;
 mod store;
 mod table;

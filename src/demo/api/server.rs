@@ -25,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Open, Shared,
     crud::Call,
+    exec,
     identity::{User, effective_user},
     logs, objects,
     payload::Payload,
@@ -196,7 +197,7 @@ async fn dispatch(
             let resource = target.definition().ok_or_else(ApiError::no_such_resource)?;
             check_subresource(resource, &target)?;
             match target.subresource.as_deref() {
-                Some("log" | "exec" | "attach" | "portforward") => answer_pod(api, &target, &query, request),
+                Some("log" | "exec" | "attach" | "portforward") => answer_pod(api, connection, &target, &query, request),
                 _ => answer_resource(api, connection, resource, &target, &query, &user, request).await,
             }
         }
@@ -284,6 +285,7 @@ fn watch_over_websocket(
 
 fn answer_pod(
     api: &Arc<Shared>,
+    connection: &ConnectionHandle,
     target: &ResourceTarget,
     query: &Query,
     request: Request<Incoming>,
@@ -291,10 +293,13 @@ fn answer_pod(
     let resource = target.definition().ok_or_else(ApiError::no_such_resource)?;
     let (namespace, name) = (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
     let pod = api.store.get(&Key::new(resource, namespace, name)).ok_or_else(|| ApiError::not_found(resource, name))?;
+    let container = || api.pods.container(&pod, query.get("container"));
     match target.subresource.as_deref() {
         Some("log") if request.method() == Method::GET => {
-            let name = query.get("container").unwrap_or_default();
-            logs::answer(api.pods.container(&pod, query.get("container"))?, name, query)
+            logs::answer(container()?, query.get("container").unwrap_or_default(), query)
+        }
+        Some("exec" | "attach") if exec::allows(request.method()) => {
+            exec::answer(api, connection, container()?, query, request)
         }
         _ => Err(ApiError::method_not_allowed()),
     }
