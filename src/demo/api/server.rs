@@ -29,9 +29,10 @@ use super::{
     identity::{User, effective_user},
     logs, objects,
     payload::Payload,
+    port_forward,
     rbac::Attributes,
     request::{Query, ResourceTarget, Target},
-    resources::Resource,
+    resources::{Resource, pods},
     response::{self, Response},
     reviews, sample,
     status::{ApiError, Details, details_of, forbidden_message, forbidden_subject, quoted},
@@ -290,9 +291,8 @@ fn answer_pod(
     query: &Query,
     request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
-    let resource = target.definition().ok_or_else(ApiError::no_such_resource)?;
     let (namespace, name) = (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
-    let pod = api.store.get(&Key::new(resource, namespace, name)).ok_or_else(|| ApiError::not_found(resource, name))?;
+    let pod = api.store.get(&Key::new(pods(), namespace, name)).ok_or_else(|| ApiError::not_found(pods(), name))?;
     let container = || api.pods.container(&pod, query.get("container"));
     match target.subresource.as_deref() {
         Some("log") if request.method() == Method::GET => {
@@ -300,6 +300,9 @@ fn answer_pod(
         }
         Some("exec" | "attach") if exec::allows(request.method()) => {
             exec::answer(api, connection, container()?, query, request)
+        }
+        Some("portforward") if exec::allows(request.method()) => {
+            port_forward::answer(api, connection, api.pods.first_container(&pod)?, request)
         }
         _ => Err(ApiError::method_not_allowed()),
     }

@@ -107,6 +107,11 @@ impl Connection {
 }
 
 impl Stream {
+    /// The stream's number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// A header the client sent with the stream.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
