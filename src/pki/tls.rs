@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use super::certificate::CertificateFingerprint;
 use super::credentials::{AgentCredentials, ServerCredentials};
 use super::pinned_authority::PinnedAuthority;
-use crate::wire::{ALPN_ENROLLMENT, ALPN_TUNNEL};
+use crate::wire::{ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP};
 
 /// For the stub's HTTPS front: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1. A client may do without a certificate, to
 /// authenticate in another way; one that it does present must chain to one of `user_authorities`.
@@ -56,6 +56,21 @@ pub fn tunnel_server_config(
     Ok(config)
 }
 
+/// [`tunnel_server_config`] for the stub's TCP port: the names of the TCP carrier, and no early data, because over TCP
+/// nothing is won by it that is worth its rules.
+///
+/// # Errors
+/// As [`tunnel_server_config`].
+pub fn tcp_tunnel_server_config(
+    server: &ServerCredentials,
+    agent_authorities: &[CertificateDer<'_>],
+) -> Result<ServerConfig, TlsError> {
+    let mut config = tunnel_server_config(server, agent_authorities)?;
+    config.alpn_protocols = vec![ALPN_TUNNEL_TCP.to_vec(), ALPN_ENROLLMENT_TCP.to_vec()];
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
 /// For an agent that has joined: TLS 1.3 with its certificate, to a stub whose certificate chains to the authority the
 /// agent learned when it joined. Keep one for as long as the credentials: it remembers the sessions to resume.
 ///
@@ -68,6 +83,17 @@ pub fn tunnel_client_config(agent: &AgentCredentials) -> Result<ClientConfig, Tl
         .with_client_auth_cert(agent.chain().to_vec(), agent.key().clone_key())?;
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     config.enable_early_data = true;
+    Ok(config)
+}
+
+/// [`tunnel_client_config`] for the TCP carrier.
+///
+/// # Errors
+/// As [`tunnel_client_config`].
+pub fn tcp_tunnel_client_config(agent: &AgentCredentials) -> Result<ClientConfig, TlsError> {
+    let mut config = tunnel_client_config(agent)?;
+    config.alpn_protocols = vec![ALPN_TUNNEL_TCP.to_vec()];
+    config.enable_early_data = false;
     Ok(config)
 }
 
@@ -86,6 +112,16 @@ pub fn enrollment_client_config(authority: CertificateFingerprint) -> Result<Cli
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_ENROLLMENT.to_vec()];
     config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// [`enrollment_client_config`] for the TCP carrier.
+///
+/// # Errors
+/// As [`enrollment_client_config`].
+pub fn tcp_enrollment_client_config(authority: CertificateFingerprint) -> Result<ClientConfig, TlsError> {
+    let mut config = enrollment_client_config(authority)?;
+    config.alpn_protocols = vec![ALPN_ENROLLMENT_TCP.to_vec()];
     Ok(config)
 }
 

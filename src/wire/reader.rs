@@ -4,12 +4,13 @@
 //! may follow what, so those who use it never see a frame out of place. DATA is handed on as it arrives and never
 //! gathered; every other frame is gathered up to its bound.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http::StatusCode;
 
 use super::error::{WireError, check_length};
 use super::frame::{Frame, FrameType, StreamKind, check_payload_length};
 use super::head::RequestHead;
+use super::input::Input;
 use super::limits::MAX_SKIPPED_LENGTH;
 use super::varint::read_varint;
 
@@ -23,10 +24,7 @@ pub struct FrameReader {
     /// Set while the stream's kind has still to come.
     kind: Option<StreamKind>,
     payload: Payload,
-    /// What came last and is not read yet.
-    input: Bytes,
-    /// The beginning of something that spans several pieces of input.
-    gathered: BytesMut,
+    input: Input,
 }
 
 /// What may come next.
@@ -60,9 +58,6 @@ enum Payload {
     Skipped { left: u64 },
     Message { frame_type: FrameType, length: usize },
 }
-
-/// A type varint and a length varint.
-const MAX_FRAME_HEADER_LENGTH: usize = 16;
 
 impl FrameReader {
     /// For the control stream, at the stub: kind, HELLO, then the agent's messages.
@@ -99,17 +94,16 @@ impl FrameReader {
     /// How many bytes are kept for later, counting what is allocated for them.
     #[cfg(test)]
     pub(super) fn held_bytes(&self) -> usize {
-        self.input.len() + self.gathered.capacity()
+        self.input.held_bytes()
     }
 
     fn new(expects: Expects, kind: Option<StreamKind>) -> Self {
-        Self { expects, kind, payload: Payload::None, input: Bytes::new(), gathered: BytesMut::new() }
+        Self { expects, kind, payload: Payload::None, input: Input::default() }
     }
 
     /// Adds the next piece of the stream. Call it only when [`FrameReader::next_frame`] has given `None`.
     pub fn push(&mut self, piece: Bytes) {
-        debug_assert!(self.input.is_empty(), "frames are taken out before more is pushed in");
-        self.input = piece;
+        self.input.push(piece);
     }
 
     /// The next frame, or `None` when more input is needed.
@@ -122,7 +116,7 @@ impl FrameReader {
         }
         loop {
             if self.expects == Expects::Raw {
-                return Ok(take_up_to(&mut self.input, u64::MAX).map(Frame::Data));
+                return Ok(self.input.take_up_to(u64::MAX).map(Frame::Data));
             }
             match self.payload {
                 Payload::None => {
@@ -132,16 +126,16 @@ impl FrameReader {
                 }
                 Payload::Data { left: 0 } | Payload::Skipped { left: 0 } => self.payload = Payload::None,
                 Payload::Data { left } => {
-                    let Some(data) = take_up_to(&mut self.input, left) else { return Ok(None) };
+                    let Some(data) = self.input.take_up_to(left) else { return Ok(None) };
                     self.payload = Payload::Data { left: left - data.len() as u64 };
                     return Ok(Some(Frame::Data(data)));
                 }
                 Payload::Skipped { left } => {
-                    let Some(skipped) = take_up_to(&mut self.input, left) else { return Ok(None) };
+                    let Some(skipped) = self.input.take_up_to(left) else { return Ok(None) };
                     self.payload = Payload::Skipped { left: left - skipped.len() as u64 };
                 }
                 Payload::Message { frame_type, length } => {
-                    let Some(payload) = self.gather(length) else { return Ok(None) };
+                    let Some(payload) = self.input.gather(length) else { return Ok(None) };
                     self.payload = Payload::None;
                     let frame = Frame::decode(frame_type, payload)?;
                     self.expects = self.expects.after(&frame)?;
@@ -160,7 +154,7 @@ impl FrameReader {
         let between_frames =
             matches!(self.payload, Payload::None | Payload::Data { left: 0 } | Payload::Skipped { left: 0 });
         match self.expects {
-            _ if !between_frames || !self.gathered.is_empty() => Err(WireError::Truncated("a frame")),
+            _ if !between_frames || !self.input.is_between() => Err(WireError::Truncated("a frame")),
             _ if self.kind.is_some() => Err(WireError::Truncated("its kind")),
             Expects::RequestHead => Err(WireError::Truncated("its request head")),
             Expects::ResponseHead { .. } => Err(WireError::Truncated("its response head")),
@@ -177,7 +171,7 @@ impl FrameReader {
     }
 
     fn read_kind(&mut self, expected: StreamKind) -> Result<bool, WireError> {
-        let Some(number) = self.read_header(read_varint) else { return Ok(false) };
+        let Some(number) = self.input.header(read_varint) else { return Ok(false) };
         match StreamKind::from_value(number) {
             Some(kind) if kind == expected => Ok(true),
             Some(kind) => Err(WireError::UnexpectedStreamKind(kind)),
@@ -186,7 +180,7 @@ impl FrameReader {
     }
 
     fn read_frame_header(&mut self) -> Result<bool, WireError> {
-        let Some((number, length)) = self.read_header(|header| read_varint(header).zip(read_varint(header))) else {
+        let Some((number, length)) = self.input.header(|header| read_varint(header).zip(read_varint(header))) else {
             return Ok(false);
         };
         let Some(frame_type) = FrameType::from_value(number) else {
@@ -203,45 +197,6 @@ impl FrameReader {
             _ => Payload::Message { frame_type, length: length as usize },
         };
         Ok(true)
-    }
-
-    /// Reads varints that may span pieces of input; what is incomplete is kept for the next piece.
-    fn read_header<T>(&mut self, read: impl Fn(&mut Bytes) -> Option<T>) -> Option<T> {
-        let kept = self.gathered.len();
-        let added = self.input.len().min(MAX_FRAME_HEADER_LENGTH - kept);
-        let mut header = match kept {
-            0 => self.input.clone(),
-            _ => {
-                self.gathered.extend_from_slice(&self.input[..added]);
-                self.gathered.clone().freeze()
-            }
-        };
-        let available = header.len();
-        match read(&mut header) {
-            Some(value) => {
-                let used = available - header.remaining();
-                self.gathered.clear();
-                self.input.advance(used - kept);
-                Some(value)
-            }
-            None => {
-                if kept == 0 {
-                    self.gathered.extend_from_slice(&self.input[..added]);
-                }
-                self.input.clear();
-                None
-            }
-        }
-    }
-
-    /// A message's payload once it is whole. Memory grows with what has arrived, not with what was announced.
-    fn gather(&mut self, length: usize) -> Option<Bytes> {
-        if self.gathered.is_empty() && self.input.len() >= length {
-            return Some(self.input.split_to(length));
-        }
-        let added = self.input.len().min(length - self.gathered.len());
-        self.gathered.extend_from_slice(&self.input.split_to(added));
-        (self.gathered.len() == length).then(|| std::mem::take(&mut self.gathered).freeze())
     }
 }
 
@@ -282,9 +237,4 @@ impl Expects {
             _ => self,
         })
     }
-}
-
-fn take_up_to(input: &mut Bytes, limit: u64) -> Option<Bytes> {
-    let length = usize::try_from(limit).unwrap_or(usize::MAX).min(input.len());
-    (length > 0).then(|| input.split_to(length))
 }
