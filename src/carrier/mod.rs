@@ -2,7 +2,7 @@
 //!
 //! A [`Connection`] opens and accepts pairs of a [`SendStream`] and a [`RecvStream`]. Above them [`FrameSender`] and
 //! [`FrameReceiver`] speak the wire protocol, [`ReceivedBody`] and [`send_body`] carry HTTP bodies, and [`relay`]
-//! carries upgraded connections. Stub and agent use the same pieces: each direction of a stream looks alike from both
+//! carries upgraded connections. QUIC carries them, or yamux on TLS over TCP where UDP is blocked; nothing above knows. Stub and agent use the same pieces: each direction of a stream looks alike from both
 //! ends.
 
 mod body;
@@ -10,9 +10,11 @@ mod framed;
 mod quic;
 mod relay;
 mod stream;
+mod tcp;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings};
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};
+pub use tcp::{TcpDialer, TcpSettings, accepted_over_tcp};

@@ -9,14 +9,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 
-use crate::wire::ErrorCode;
+use super::tcp::{self, TcpConnection, TcpRecvStream, TcpSendStream};
+use crate::wire::{Carrier, ErrorCode};
 
 /// One connection between a stub and an agent. Clones are handles to the same connection.
 #[derive(Debug, Clone)]
-pub struct Connection {
-    connection: quinn::Connection,
-    /// Held so that the socket lives as long as the connection that was dialled on it.
-    _endpoint: quinn::Endpoint,
+pub struct Connection(AnyConnection);
+
+#[derive(Debug, Clone)]
+enum AnyConnection {
+    Quic {
+        connection: quinn::Connection,
+        /// Held so that the socket lives as long as the connection that was dialled on it.
+        _endpoint: quinn::Endpoint,
+    },
+    Tcp(TcpConnection),
 }
 
 /// What is known of the path to the peer.
@@ -24,16 +31,16 @@ pub struct Connection {
 pub struct PathStats {
     /// The smoothed round-trip time.
     pub round_trip: Duration,
-    /// Packets sent since the connection began.
-    pub sent_packets: u64,
-    /// Packets declared lost since the connection began.
-    pub lost_packets: u64,
-    /// Bytes of UDP payload sent.
+    /// Packets sent since the connection began, where the carrier knows.
+    pub sent_packets: Option<u64>,
+    /// Packets declared lost since the connection began, where the carrier knows.
+    pub lost_packets: Option<u64>,
+    /// Bytes of UDP payload, or of the payload of TLS over TCP, sent.
     pub sent_bytes: u64,
-    /// Bytes of UDP payload received.
+    /// The same, received.
     pub received_bytes: u64,
-    /// The congestion window in bytes.
-    pub congestion_window: u64,
+    /// The congestion window in bytes, where the carrier knows.
+    pub congestion_window: Option<u64>,
 }
 
 /// Why a connection is no more.
@@ -82,41 +89,69 @@ pub enum StreamWriteError {
 
 impl Connection {
     pub(super) fn new(connection: quinn::Connection, endpoint: quinn::Endpoint) -> Self {
-        Self { connection, _endpoint: endpoint }
+        Self(AnyConnection::Quic { connection, _endpoint: endpoint })
+    }
+
+    pub(super) fn over_tcp(connection: TcpConnection) -> Self {
+        Self(AnyConnection::Tcp(connection))
+    }
+
+    /// What carries the connection.
+    pub fn carrier(&self) -> Carrier {
+        match &self.0 {
+            AnyConnection::Quic { .. } => Carrier::Quic,
+            AnyConnection::Tcp(_) => Carrier::Tcp,
+        }
     }
 
     /// Opens a bidirectional stream; waits while the peer permits no more of them.
     ///
     /// The peer learns of the stream with its first byte.
     pub async fn open(&self) -> Result<(SendStream, RecvStream), ConnectionEnd> {
-        let (send, recv) = self.connection.open_bi().await?;
-        Ok((SendStream::new(send), RecvStream::new(recv)))
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => Ok(quic_halves(connection.open_bi().await?)),
+            AnyConnection::Tcp(connection) => Ok(tcp_halves(connection.open().await?)),
+        }
     }
 
     /// The next bidirectional stream that the peer opened.
     pub async fn accept(&self) -> Result<(SendStream, RecvStream), ConnectionEnd> {
-        let (send, recv) = self.connection.accept_bi().await?;
-        Ok((SendStream::new(send), RecvStream::new(recv)))
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => Ok(quic_halves(connection.accept_bi().await?)),
+            AnyConnection::Tcp(connection) => Ok(tcp_halves(connection.accept().await?)),
+        }
     }
 
-    /// How many streams of the peer may be open at once. quinn sets memory aside for each.
+    /// How many streams of the peer may be open at once. quinn sets memory aside for each; over TCP none is, and the bound
+    /// is fixed.
     pub fn permit_streams(&self, count: u32) {
-        self.connection.set_max_concurrent_bi_streams(count.into());
+        if let AnyConnection::Quic { connection, .. } = &self.0 {
+            connection.set_max_concurrent_bi_streams(count.into());
+        }
     }
 
     /// Closes the connection and with it every stream. Does nothing when it is closed already.
     pub fn close(&self, code: ErrorCode, reason: &str) {
-        self.connection.close(code.value().into(), reason.as_bytes());
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => connection.close(code.value().into(), reason.as_bytes()),
+            AnyConnection::Tcp(connection) => connection.close(code, reason),
+        }
     }
 
     /// Waits until the connection is no more.
     pub async fn closed(&self) -> ConnectionEnd {
-        self.connection.closed().await.into()
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => connection.closed().await.into(),
+            AnyConnection::Tcp(connection) => connection.closed().await,
+        }
     }
 
-    /// The peer's address as it is now; it changes when the connection migrates.
+    /// The peer's address as it is now; it changes when a QUIC connection migrates.
     pub fn remote_address(&self) -> SocketAddr {
-        let address = self.connection.remote_address();
+        let address = match &self.0 {
+            AnyConnection::Quic { connection, .. } => connection.remote_address(),
+            AnyConnection::Tcp(connection) => connection.remote_address(),
+        };
         // A socket for both families shows IPv4 peers as IPv6 ones.
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
@@ -128,40 +163,68 @@ impl Connection {
 
     /// Every certificate that the peer presented, its own first. Empty if it presented none.
     pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
-        let identity = self.connection.peer_identity();
-        let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-        chain.map(|chain| *chain).unwrap_or_default()
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => {
+                let identity = connection.peer_identity();
+                let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+                chain.map(|chain| *chain).unwrap_or_default()
+            }
+            AnyConnection::Tcp(connection) => connection.peer_chain(),
+        }
     }
 
     /// The application protocol (ALPN) that both sides agreed on.
     pub fn protocol(&self) -> Option<Vec<u8>> {
-        let data = self.connection.handshake_data()?;
-        data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => {
+                let data = connection.handshake_data()?;
+                data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+            }
+            AnyConnection::Tcp(connection) => connection.protocol(),
+        }
     }
 
     /// What is known of the path now.
     pub fn path(&self) -> PathStats {
-        let stats = self.connection.stats();
-        PathStats {
-            round_trip: stats.path.rtt,
-            sent_packets: stats.path.sent_packets,
-            lost_packets: stats.path.lost_packets,
-            sent_bytes: stats.udp_tx.bytes,
-            received_bytes: stats.udp_rx.bytes,
-            congestion_window: stats.path.cwnd,
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => {
+                let stats = connection.stats();
+                PathStats {
+                    round_trip: stats.path.rtt,
+                    sent_packets: Some(stats.path.sent_packets),
+                    lost_packets: Some(stats.path.lost_packets),
+                    sent_bytes: stats.udp_tx.bytes,
+                    received_bytes: stats.udp_rx.bytes,
+                    congestion_window: Some(stats.path.cwnd),
+                }
+            }
+            AnyConnection::Tcp(connection) => connection.path(),
         }
     }
+}
+
+fn quic_halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
+    (SendStream::new(AnySendStream::Quic(send)), RecvStream::new(AnyRecvStream::Quic(recv)))
+}
+
+fn tcp_halves((send, recv): (TcpSendStream, TcpRecvStream)) -> (SendStream, RecvStream) {
+    (SendStream::new(AnySendStream::Tcp(send)), RecvStream::new(AnyRecvStream::Tcp(recv)))
 }
 
 /// The sending half of a stream. Dropped before [`SendStream::finish`] it is reset, so that the peer can never take
 /// what it got for the whole (quinn by itself would finish it).
 pub struct SendStream {
-    stream: quinn::SendStream,
+    stream: AnySendStream,
     ended: bool,
 }
 
+enum AnySendStream {
+    Quic(quinn::SendStream),
+    Tcp(TcpSendStream),
+}
+
 impl SendStream {
-    fn new(stream: quinn::SendStream) -> Self {
+    fn new(stream: AnySendStream) -> Self {
         Self { stream, ended: false }
     }
 
@@ -169,31 +232,49 @@ impl SendStream {
     ///
     /// When the future is dropped some of the bytes may have been written.
     pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamWriteError> {
-        self.stream.write_all_chunks(chunks).await.map_err(Into::into)
+        match &mut self.stream {
+            AnySendStream::Quic(stream) => stream.write_all_chunks(chunks).await.map_err(Into::into),
+            AnySendStream::Tcp(stream) => stream.write(chunks).await,
+        }
     }
 
     /// Ends the stream cleanly behind what was written.
     pub fn finish(&mut self) {
         self.ended = true;
-        // Fails only for a stream that the peer has stopped: then there is nothing left to end.
-        let _ = self.stream.finish();
+        match &mut self.stream {
+            AnySendStream::Quic(stream) => {
+                // Fails only for a stream that the peer has stopped: then there is nothing left to end.
+                let _ = stream.finish();
+            }
+            AnySendStream::Tcp(stream) => stream.finish(),
+        }
     }
 
     /// Breaks the stream off: what the peer has got is not whole.
     pub fn reset(&mut self, code: ErrorCode) {
-        if !std::mem::replace(&mut self.ended, true) {
-            // Fails only for a stream that the peer has stopped: then it knows.
-            let _ = self.stream.reset(code.value().into());
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        match &mut self.stream {
+            AnySendStream::Quic(stream) => {
+                // Fails only for a stream that the peer has stopped: then it knows.
+                let _ = stream.reset(code.value().into());
+            }
+            AnySendStream::Tcp(stream) => stream.reset(code),
         }
     }
 
-    /// Waits until the peer wants no more (its code), or has got everything up to the end (`None`).
+    /// Waits until the peer wants no more (its code), or has got everything up to the end (`None`; over TCP: until all of
+    /// it is on its way).
     pub fn stopped(&self) -> impl Future<Output = Option<ErrorCode>> + Send + Sync + 'static {
-        let stopped = self.stream.stopped();
+        let stopped = match &self.stream {
+            AnySendStream::Quic(stream) => Ok(stream.stopped()),
+            AnySendStream::Tcp(stream) => Err(tcp::stopped(stream.state())),
+        };
         async move {
-            match stopped.await {
-                Ok(code) => code.map(from_varint),
-                Err(_) => Some(ErrorCode::Internal),
+            match stopped {
+                Ok(quic) => quic.await.map_or(Some(ErrorCode::Internal), |code| code.map(from_varint)),
+                Err(tcp) => tcp.await,
             }
         }
     }
@@ -207,46 +288,63 @@ impl Drop for SendStream {
 
 impl fmt::Debug for SendStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendStream").field("id", &self.stream.id()).field("ended", &self.ended).finish()
+        let id = match &self.stream {
+            AnySendStream::Quic(stream) => Some(stream.id()),
+            AnySendStream::Tcp(_) => None,
+        };
+        f.debug_struct("SendStream").field("quic_id", &id).field("ended", &self.ended).finish()
     }
 }
 
 /// The receiving half of a stream. Dropped before its end it tells the peer to stop.
 pub struct RecvStream {
-    stream: quinn::RecvStream,
+    stream: AnyRecvStream,
     ended: bool,
+}
+
+enum AnyRecvStream {
+    Quic(quinn::RecvStream),
+    Tcp(TcpRecvStream),
 }
 
 impl RecvStream {
     /// The most bytes taken at once: enough to keep the cost of each piece small, little enough that streams take turns.
     const MAX_PIECE: usize = 64 * 1024;
 
-    fn new(stream: quinn::RecvStream) -> Self {
+    fn new(stream: AnyRecvStream) -> Self {
         Self { stream, ended: false }
     }
 
     /// The next piece in order; `None` at the clean end.
     pub fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamReadError>> {
-        // The future keeps nothing between polls, so one may be made for each.
-        let read = pin!(self.stream.read_chunk(Self::MAX_PIECE, true)).poll(context);
-        read.map(|result| match result {
-            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
-            Ok(None) => {
-                self.ended = true;
-                Ok(None)
+        let read = match &mut self.stream {
+            AnyRecvStream::Quic(stream) => {
+                // The future keeps nothing between polls, so one may be made for each.
+                let read = pin!(stream.read_chunk(Self::MAX_PIECE, true)).poll(context);
+                read.map(|result| match result {
+                    Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
+                    Err(error) => Err(error.into()),
+                })
             }
-            Err(error) => {
-                self.ended = true;
-                Err(error.into())
-            }
-        })
+            AnyRecvStream::Tcp(stream) => stream.poll_read(context, Self::MAX_PIECE),
+        };
+        if matches!(read, Poll::Ready(Ok(None) | Err(_))) {
+            self.ended = true;
+        }
+        read
     }
 
     /// Tells the peer that the rest is not wanted.
     pub fn stop(&mut self, code: ErrorCode) {
-        if !std::mem::replace(&mut self.ended, true) {
-            // Fails only for a stream that has ended by itself.
-            let _ = self.stream.stop(code.value().into());
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        match &mut self.stream {
+            AnyRecvStream::Quic(stream) => {
+                // Fails only for a stream that has ended by itself.
+                let _ = stream.stop(code.value().into());
+            }
+            AnyRecvStream::Tcp(stream) => stream.stop(code),
         }
     }
 }
@@ -259,7 +357,11 @@ impl Drop for RecvStream {
 
 impl fmt::Debug for RecvStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecvStream").field("id", &self.stream.id()).field("ended", &self.ended).finish()
+        let id = match &self.stream {
+            AnyRecvStream::Quic(stream) => Some(stream.id()),
+            AnyRecvStream::Tcp(_) => None,
+        };
+        f.debug_struct("RecvStream").field("quic_id", &id).field("ended", &self.ended).finish()
     }
 }
 

@@ -18,8 +18,8 @@ pub async fn run(args: StatusArgs) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
-const COLUMNS: [&str; 10] =
-    ["CLUSTER", "AGENT", "STATE", "ADDRESS", "RTT", "LOSS", "STREAMS", "REQUESTS", "SENT", "API SERVER"];
+const COLUMNS: [&str; 11] =
+    ["CLUSTER", "AGENT", "STATE", "CARRIER", "ADDRESS", "RTT", "LOSS", "STREAMS", "REQUESTS", "SENT", "API SERVER"];
 
 fn table(status: &StubStatus) -> String {
     let mut rows = vec![COLUMNS.map(str::to_owned)];
@@ -48,9 +48,10 @@ fn row(cluster: &str, agent: &AgentStatus) -> [String; COLUMNS.len()] {
         cluster.to_owned(),
         agent.name.clone(),
         agent.state.clone(),
+        agent.carrier.clone(),
         agent.address.clone(),
         format!("{:.1} ms", agent.rtt_ms),
-        format!("{:.1} %", agent.loss * 100.0),
+        agent.loss.map_or_else(|| "-".to_owned(), |loss| format!("{:.1} %", loss * 100.0)),
         agent.open_streams.to_string(),
         agent.requests.to_string(),
         bytes(agent.bytes_to_clients),

@@ -63,6 +63,8 @@ pub struct AgentStatus {
     pub name: String,
     /// Where it connects from.
     pub address: String,
+    /// `quic` or `tcp`.
+    pub carrier: String,
     /// Its software.
     pub software: String,
     /// `impersonate` or `passthrough`.
@@ -77,8 +79,8 @@ pub struct AgentStatus {
     pub connected_since: Timestamp,
     /// Round trip between stub and agent, in milliseconds.
     pub rtt_ms: f64,
-    /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1.
-    pub loss: f64,
+    /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1. Unknown over TCP.
+    pub loss: Option<f64>,
     /// Requests open now.
     pub open_streams: usize,
     /// Requests since it connected.
@@ -212,6 +214,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
     AgentStatus {
         name: link.identity.agent.to_string(),
         address: link.connection.remote_address().to_string(),
+        carrier: link.connection.carrier().to_string(),
         software: link.hello.software.clone(),
         auth_mode: match link.hello.auth_mode {
             AuthMode::Impersonate => "impersonate".to_owned(),
@@ -222,7 +225,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
         connected_since: timestamp(link.connected_at),
         rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
-        loss: path.lost_packets as f64 / (path.sent_packets.max(1)) as f64,
+        loss: path.lost_packets.zip(path.sent_packets).map(|(lost, sent)| lost as f64 / sent.max(1) as f64),
         open_streams: link.traffic().open_streams(),
         requests: link.traffic().requests(),
         bytes_to_clients,
