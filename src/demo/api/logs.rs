@@ -23,10 +23,16 @@ struct LogOptions {
 }
 
 /// Answers with the container's log. Errors: 400 for the log of a previous container, which there never is.
-pub(super) fn answer(container: Arc<Container>, name: &str, query: &Query) -> Result<Response, ApiError> {
+pub(super) fn answer(
+    container: Arc<Container>,
+    name: &str,
+    query: &Query,
+) -> Result<Response, ApiError> {
     if query.flag("previous") {
         let pod = &container.hostname;
-        return Err(ApiError::bad_request(format!("previous terminated container \"{name}\" in pod \"{pod}\" not found")));
+        return Err(ApiError::bad_request(format!(
+            "previous terminated container \"{name}\" in pod \"{pod}\" not found"
+        )));
     }
     let options = LogOptions::parse(query);
     let (lines, next) = container.log.read(0);
@@ -37,7 +43,11 @@ pub(super) fn answer(container: Arc<Container>, name: &str, query: &Query) -> Re
             text.put(options.print(line));
         }
         text.truncate(options.limit);
-        return Ok(response::with_body(StatusCode::OK, "text/plain", Body::chunked(text)));
+        return Ok(response::with_body(
+            StatusCode::OK,
+            "text/plain",
+            Body::chunked(text),
+        ));
     }
     let (sender, body) = Body::streamed();
     tokio::spawn(async move {
@@ -76,7 +86,11 @@ async fn follow(
 
 impl LogOptions {
     fn parse(query: &Query) -> Self {
-        let size = |key: &str| query.number(key).and_then(|number| usize::try_from(number).ok());
+        let size = |key: &str| {
+            query
+                .number(key)
+                .and_then(|number| usize::try_from(number).ok())
+        };
         Self {
             follow: query.flag("follow"),
             tail: size("tailLines"),

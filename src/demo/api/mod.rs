@@ -56,8 +56,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::rbac::Rule;
 use self::{
-    discovery::Discovery, identity::Authenticator, openapi::OpenApi, pods::Pods, rbac::Authorizer, resources::namespaces,
-    store::Key,
+    discovery::Discovery, identity::Authenticator, openapi::OpenApi, pods::Pods, rbac::Authorizer,
+    resources::namespaces, store::Key,
 };
 
 /// The sample API. Clones share one state.
@@ -126,8 +126,13 @@ impl SampleApi {
 
     /// The uid of the namespace `kube-system`, by which a cluster is known; random for each API.
     pub fn cluster_uid(&self) -> String {
-        let system = self.shared.store.get(&Key::new(namespaces(), "", "kube-system"));
-        system.and_then(|namespace| Some(namespace["metadata"]["uid"].as_str()?.to_owned())).unwrap_or_default()
+        let system = self
+            .shared
+            .store
+            .get(&Key::new(namespaces(), "", "kube-system"));
+        system
+            .and_then(|namespace| Some(namespace["metadata"]["uid"].as_str()?.to_owned()))
+            .unwrap_or_default()
     }
 }
 
@@ -140,7 +145,12 @@ impl SampleApiBuilder {
 
     /// Lets a user do everything, and impersonate anybody.
     pub fn impersonator(self, user: &str) -> Self {
-        self.rule(Rule::for_user(user).verbs(&["*"]).resources(&["*"]).paths(&["*"]))
+        self.rule(
+            Rule::for_user(user)
+                .verbs(&["*"])
+                .resources(&["*"])
+                .paths(&["*"]),
+        )
     }
 
     /// Adds a rule. Nobody may do what no rule allows, except for members of `system:masters`; everybody may
@@ -176,7 +186,9 @@ impl SampleApiBuilder {
             counters: Counters::default(),
             max_concurrent_streams: self.max_concurrent_streams,
         };
-        SampleApi { shared: Arc::new(shared) }
+        SampleApi {
+            shared: Arc::new(shared),
+        }
     }
 }
 

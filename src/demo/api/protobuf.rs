@@ -42,9 +42,13 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
     let envelope = read_message(unknown, ENVELOPE, 0).ok_or_else(malformed)?;
     let raw = envelope["raw"].as_str().unwrap_or_default();
     let raw = STANDARD.decode(raw).map_err(|_| malformed())?;
-    let (api_version, kind) = (&envelope["typeMeta"]["apiVersion"], &envelope["typeMeta"]["kind"]);
-    let message = message_of(kind.as_str().unwrap_or_default())
-        .ok_or_else(|| ApiError::unsupported_media_type(format!("{kind} is read as application/json only")))?;
+    let (api_version, kind) = (
+        &envelope["typeMeta"]["apiVersion"],
+        &envelope["typeMeta"]["kind"],
+    );
+    let message = message_of(kind.as_str().unwrap_or_default()).ok_or_else(|| {
+        ApiError::unsupported_media_type(format!("{kind} is read as application/json only"))
+    })?;
     let mut object = read_message(&raw, message, 0).ok_or_else(malformed)?;
     object["apiVersion"] = api_version.clone();
     object["kind"] = kind.clone();
@@ -67,8 +71,14 @@ fn message_of(kind: &str) -> Option<Message> {
 
 use Kind::{Bool, Bytes, ExtraValue, Integer, Many, ManyTexts, One, Text, Time};
 
-const ENVELOPE: Message =
-    &[(1, "typeMeta", One(&[(1, "apiVersion", Text), (2, "kind", Text)])), (2, "raw", Bytes)];
+const ENVELOPE: Message = &[
+    (
+        1,
+        "typeMeta",
+        One(&[(1, "apiVersion", Text), (2, "kind", Text)]),
+    ),
+    (2, "raw", Bytes),
+];
 
 const OWNER_REFERENCE: Message = &[
     (1, "kind", Text),
@@ -125,7 +135,11 @@ const LEASE: Message = &[
 
 const DELETE_OPTIONS: Message = &[
     (1, "gracePeriodSeconds", Integer),
-    (2, "preconditions", One(&[(1, "uid", Text), (2, "resourceVersion", Text)])),
+    (
+        2,
+        "preconditions",
+        One(&[(1, "uid", Text), (2, "resourceVersion", Text)]),
+    ),
     (4, "propagationPolicy", Text),
     (5, "dryRun", ManyTexts),
 ];
@@ -184,13 +198,19 @@ fn read_message(mut bytes: &[u8], message: Message, depth: usize) -> Option<Valu
     let mut object = Map::new();
     while !bytes.is_empty() {
         let (number, wire) = next_field(&mut bytes)?;
-        let Some((_, name, kind)) = message.iter().find(|(n, _, _)| *n == number) else { continue };
+        let Some((_, name, kind)) = message.iter().find(|(n, _, _)| *n == number) else {
+            continue;
+        };
         match (kind, wire) {
-            (Many(message), Wire::Slice(slice)) => push(&mut object, name, read_message(slice, message, depth + 1)?),
+            (Many(message), Wire::Slice(slice)) => {
+                push(&mut object, name, read_message(slice, message, depth + 1)?)
+            }
             (ManyTexts, Wire::Slice(slice)) => push(&mut object, name, text(slice)?),
             (Kind::Map(value), Wire::Slice(slice)) => {
                 let (key, value) = read_entry(slice, value, depth)?;
-                let map = object.entry(*name).or_insert_with(|| Value::Object(Map::new()));
+                let map = object
+                    .entry(*name)
+                    .or_insert_with(|| Value::Object(Map::new()));
                 map.as_object_mut()?.insert(key, value);
             }
             (kind, wire) => {
@@ -205,7 +225,10 @@ fn read_message(mut bytes: &[u8], message: Message, depth: usize) -> Option<Valu
 }
 
 fn push(object: &mut Map<String, Value>, name: &str, value: Value) {
-    if let Value::Array(list) = object.entry(name).or_insert_with(|| Value::Array(Vec::new())) {
+    if let Value::Array(list) = object
+        .entry(name)
+        .or_insert_with(|| Value::Array(Vec::new()))
+    {
         list.push(value);
     }
 }
@@ -240,7 +263,10 @@ fn read_entry(mut bytes: &[u8], kind: &Kind, depth: usize) -> Option<(String, Va
 
 fn read_time(slice: &[u8]) -> Option<Value> {
     let time = read_message(slice, &[(1, "seconds", Integer), (2, "nanos", Integer)], 0)?;
-    let (seconds, nanos) = (time["seconds"].as_i64().unwrap_or(0), time["nanos"].as_i64().unwrap_or(0));
+    let (seconds, nanos) = (
+        time["seconds"].as_i64().unwrap_or(0),
+        time["nanos"].as_i64().unwrap_or(0),
+    );
     let time = jiff::Timestamp::new(seconds, i32::try_from(nanos).ok()?).ok()?;
     Some(time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string().into())
 }
@@ -297,8 +323,7 @@ mod tests {
     #[test]
     fn a_config_map_of_kubectl_is_read() {
         let object = decode(CONFIG_MAP_BODY).unwrap();
-        let expected =
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cap-cm", "namespace": "demo"}});
+        let expected = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cap-cm", "namespace": "demo"}});
         assert_eq!(object, expected);
     }
 

@@ -40,7 +40,12 @@ pub(super) async fn discipline(
 }
 
 /// One byte typed; the line or end of input it finishes.
-fn type_byte(byte: u8, line: &mut Vec<u8>, echoed: &mut Vec<u8>, interrupt: &Notify) -> Option<Bytes> {
+fn type_byte(
+    byte: u8,
+    line: &mut Vec<u8>,
+    echoed: &mut Vec<u8>,
+    interrupt: &Notify,
+) -> Option<Bytes> {
     match byte {
         b'\r' | b'\n' => {
             echoed.extend_from_slice(b"\r\n");
@@ -74,7 +79,10 @@ mod tests {
 
     fn typed(keys: &[u8]) -> (Vec<Bytes>, Vec<u8>) {
         let (mut line, mut echoed, interrupt) = (Vec::new(), Vec::new(), Notify::new());
-        let lines = keys.iter().filter_map(|&key| type_byte(key, &mut line, &mut echoed, &interrupt)).collect();
+        let lines = keys
+            .iter()
+            .filter_map(|&key| type_byte(key, &mut line, &mut echoed, &interrupt))
+            .collect();
         (lines, echoed)
     }
 

@@ -35,20 +35,47 @@ pub(super) struct Protocol {
 }
 
 const PROTOCOLS: &[Protocol] = &[
-    Protocol { name: "v5.channel.k8s.io", version: 5, base64: false },
-    Protocol { name: "v4.channel.k8s.io", version: 4, base64: false },
-    Protocol { name: "v4.base64.channel.k8s.io", version: 4, base64: true },
-    Protocol { name: "channel.k8s.io", version: 1, base64: false },
-    Protocol { name: "base64.channel.k8s.io", version: 1, base64: true },
+    Protocol {
+        name: "v5.channel.k8s.io",
+        version: 5,
+        base64: false,
+    },
+    Protocol {
+        name: "v4.channel.k8s.io",
+        version: 4,
+        base64: false,
+    },
+    Protocol {
+        name: "v4.base64.channel.k8s.io",
+        version: 4,
+        base64: true,
+    },
+    Protocol {
+        name: "channel.k8s.io",
+        version: 1,
+        base64: false,
+    },
+    Protocol {
+        name: "base64.channel.k8s.io",
+        version: 1,
+        base64: true,
+    },
 ];
 
 impl Protocol {
     /// The client's first choice that is known. A client that offers none gets the oldest.
     pub fn choose(offered: &[String]) -> Option<Self> {
         if offered.is_empty() {
-            return Some(Self { name: "", version: 1, base64: false });
+            return Some(Self {
+                name: "",
+                version: 1,
+                base64: false,
+            });
         }
-        offered.iter().find_map(|name| PROTOCOLS.iter().find(|protocol| protocol.name == name)).copied()
+        offered
+            .iter()
+            .find_map(|name| PROTOCOLS.iter().find(|protocol| protocol.name == name))
+            .copied()
     }
 
     /// The name to answer with; none where none was offered.
@@ -58,7 +85,9 @@ impl Protocol {
 
     async fn send(self, sender: &MessageSender, channel: u8, bytes: &[u8]) -> Result<(), Gone> {
         if self.base64 {
-            return sender.text(format!("{channel}{}", STANDARD.encode(bytes))).await;
+            return sender
+                .text(format!("{channel}{}", STANDARD.encode(bytes)))
+                .await;
         }
         sender.binary([&[channel], bytes].concat()).await
     }
@@ -80,12 +109,19 @@ impl Protocol {
 
 /// Runs the process until it ends or the client goes away.
 pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session) {
-    let Ok(socket) = websocket::start(upgrade).await else { return };
+    let Ok(socket) = websocket::start(upgrade).await else {
+        return;
+    };
     let wants = session.wants;
     let (mut running, command) = session.start();
     let stdin = std::mem::replace(&mut running.stdin, mpsc::channel(1).0);
     let resize = running.resize.clone();
-    let input = receive(socket.incoming, protocol, wants.stdin.then_some(stdin), &resize);
+    let input = receive(
+        socket.incoming,
+        protocol,
+        wants.stdin.then_some(stdin),
+        &resize,
+    );
     let output = async {
         // The server begins with an empty message on standard output, as captured.
         protocol.send(&socket.sender, STDOUT, &[]).await?;
@@ -107,7 +143,11 @@ pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session
     if finished {
         let exit = running.exit().await;
         let report = if protocol.version >= 4 {
-            let reporter = if protocol.version == 5 { Reporter::ApiServer } else { Reporter::Runtime };
+            let reporter = if protocol.version == 5 {
+                Reporter::ApiServer
+            } else {
+                Reporter::Runtime
+            };
             Some(outcome::status(&exit, &command, reporter).to_json())
         } else {
             outcome::text(&exit, &command).map(String::into_bytes)
@@ -150,5 +190,8 @@ async fn receive(
 pub(super) fn size(bytes: &[u8]) -> Option<Size> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
     let number = |key: &str| u16::try_from(value[key].as_u64()?).ok();
-    Some(Size { rows: number("Height")?, columns: number("Width")? })
+    Some(Size {
+        rows: number("Height")?,
+        columns: number("Width")?,
+    })
 }
