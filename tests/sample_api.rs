@@ -789,7 +789,9 @@ async fn sample_endpoints_serve_benchmarks() {
         .get("/version", "Audit-ID: given-by-the-client\r\n")
         .await;
     assert!(audit.contains("audit-id: given-by-the-client"), "{audit}");
-    let echo = server.exchange("POST /sample/echo HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await;
+    let echo = server
+        .exchange("POST /sample/echo HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+        .await;
     assert!(echo.ends_with("hello"));
     let stats = server.api.stats();
     assert_eq!(stats.requests, 6);

@@ -1,1 +1,18 @@
 //! What moves streams between stub and agent.
+//!
+//! A [`Connection`] opens and accepts pairs of a [`SendStream`] and a [`RecvStream`]. Above them [`FrameSender`] and
+//! [`FrameReceiver`] speak the wire protocol, [`ReceivedBody`] and [`send_body`] carry HTTP bodies, and [`relay`]
+//! carries upgraded connections. Stub and agent use the same pieces: each direction of a stream looks alike from both
+//! ends.
+
+mod body;
+mod framed;
+mod quic;
+mod relay;
+mod stream;
+
+pub use body::{ReceivedBody, SendBodyError, send_body};
+pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
+pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings};
+pub use relay::{Disconnect, RelayEnd, relay};
+pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};

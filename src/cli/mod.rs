@@ -1,1 +1,81 @@
-//! Every command and flag.
+//! Every command: `args` defines the flags, one module for each command does what it says.
+
+mod agent;
+pub mod args;
+mod demo;
+mod kubeconfig;
+mod logging;
+mod sample_api;
+mod status;
+mod stub;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tokio_util::sync::CancellationToken;
+
+use args::{Cli, Command, StubAction, TokenCommand};
+
+/// What a command ends with: its exit code, or an error for people.
+type CommandResult = anyhow::Result<ExitCode>;
+
+/// Runs the program with the arguments of the process.
+///
+/// Exit codes: 0 for success, 1 for an error, 2 for wrong usage; `demo -- CMD` has CMD's.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match logging::start(&cli.log, cli.log_format).and_then(|()| dispatch(cli.command)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> CommandResult {
+    match command {
+        Command::Stub(command) => match command.action {
+            Some(StubAction::Init(args)) => stub::init(&args),
+            None => block_on(stub::run(command.run)),
+        },
+        Command::Token(TokenCommand::Create(args)) => token::create(&args),
+        Command::Agent(args) => block_on(agent::run(*args)),
+        Command::Kubeconfig(args) => kubeconfig::run(&args),
+        Command::Status(args) => block_on(status::run(args)),
+        Command::Demo(args) => block_on(demo::run(args)),
+        Command::SampleApi(args) => block_on(sample_api::run(args)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "qtunnel", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn block_on(command: impl Future<Output = CommandResult>) -> CommandResult {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}
+
+/// Cancelled at the first SIGTERM or SIGINT. The second one ends the process at once, as people expect of ctrl-C.
+fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let requested = shutdown.clone();
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!("{name}: stopping");
+        requested.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("stopping at once");
+        std::process::exit(1);
+    });
+    Ok(shutdown)
+}

@@ -1,3 +1,6 @@
 //! The sample Kubernetes API and the demo.
 
 pub mod api;
+mod cluster;
+
+pub use cluster::SampleCluster;

@@ -1,1 +1,39 @@
 //! Certificate authorities, join tokens and enrolment.
+//!
+//! The stub owns three authorities that never mix: one signs the stub's own server certificate, one the agents'
+//! certificates, one the users' certificates. An agent joins with a [`JoinToken`], which pins the server authority, and
+//! gets a certificate for the identity that the stub chose. File access is synchronous: call it from a blocking thread.
+
+mod agent_dir;
+mod authority;
+mod certificate;
+mod credentials;
+mod host_name;
+mod join_token;
+mod pem;
+mod pinned_authority;
+pub mod private_file;
+mod signing_request;
+mod stub_dir;
+mod tls;
+mod token_store;
+mod user_subject;
+
+#[cfg(test)]
+mod handshake_tests;
+
+pub use agent_dir::{AgentKey, AgentState, AgentStateError};
+pub use authority::{AuthorityError, CertificateAuthority, UserCertificate};
+pub use certificate::{
+    AgentIdentity, CertificateError, CertificateFingerprint, InvalidAgentIdentity, Validity, not_after, user_identity,
+};
+pub use credentials::{AgentCredentials, CredentialsError, ServerCredentials};
+pub use host_name::{HostName, InvalidHostName};
+pub use join_token::{InvalidJoinToken, JoinToken, RandomFailure, TokenId, TokenSecret};
+pub use pinned_authority::{FingerprintMismatch, find_pinned};
+pub use private_file::FileError;
+pub use signing_request::SigningRequestError;
+pub use stub_dir::{StubKeys, StubKeysError};
+pub use tls::{TlsError, enrollment_client_config, front_server_config, tunnel_client_config, tunnel_server_config};
+pub use token_store::{JoinTokenStore, RedeemError, StoreError};
+pub use user_subject::ReplaceError;

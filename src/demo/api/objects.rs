@@ -321,10 +321,11 @@ fn running_pod(pod: &Value) -> Value {
             })
         })
         .collect();
-    let conditions: Vec<Value> = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
-        .iter()
-        .map(|kind| json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": started}))
-        .collect();
+    let conditions: Vec<Value> =
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
+            .iter()
+            .map(|kind| json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": started}))
+            .collect();
     let address = format!("10.244.0.{}", rand::rng().random_range(2..=254_u8));
     json!({
         "phase": "Running", "conditions": conditions, "containerStatuses": statuses, "hostIP": "192.0.2.10",

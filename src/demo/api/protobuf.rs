@@ -242,9 +242,7 @@ fn read_single(kind: &Kind, wire: &Wire<'_>, depth: usize) -> Option<Value> {
         (Integer, Wire::Number(number)) => number.cast_signed().into(),
         (One(message), Wire::Slice(slice)) => read_message(slice, message, depth + 1)?,
         (Time, Wire::Slice(slice)) => read_time(slice)?,
-        (ExtraValue, Wire::Slice(slice)) => {
-            read_message(slice, &[(1, "items", ManyTexts)], depth + 1)?["items"].take()
-        }
+        (ExtraValue, Wire::Slice(slice)) => read_message(slice, &[(1, "items", ManyTexts)], depth + 1)?["items"].take(),
         _ => return None,
     })
 }

@@ -58,9 +58,7 @@ impl Target {
 impl ResourceTarget {
     fn parse(group: &str, version: &str, rest: &[&str]) -> Option<Self> {
         let (namespace, rest) = match rest {
-            ["namespaces", namespace, inner @ ..]
-                if !inner.is_empty() && !matches!(inner, ["status" | "finalize"]) =>
-            {
+            ["namespaces", namespace, inner @ ..] if !inner.is_empty() && !matches!(inner, ["status" | "finalize"]) => {
                 (Some((*namespace).to_owned()), inner)
             }
             _ => (None, rest),

@@ -1,0 +1,100 @@
+//! Where a stub is.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use crate::carrier::{Connection, ConnectionEnd, QuicDialer};
+
+/// A stub's address: a host name or an IP address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StubAddress {
+    host: String,
+    port: u16,
+}
+
+/// Why a stub's address leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// The text is no address.
+    #[error(
+        "{0:?} is not an address of a stub: write HOST:PORT, for example stub.example.com:8443 or [2001:db8::1]:8443"
+    )]
+    Invalid(String),
+    /// The name is not known.
+    #[error("cannot find the address of {host}: {source}")]
+    Unknown {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: std::io::Error,
+    },
+    /// The name has no address.
+    #[error("{0} has no address")]
+    Empty(String),
+}
+
+impl FromStr for StubAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let invalid = || AddressError::Invalid(text.to_owned());
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let port = port.parse().map_err(|_| invalid())?;
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bracketed.unwrap_or(host);
+        let plausible = !host.is_empty() && (bracketed.is_some() || !host.contains(':')) && !host.contains(['/', '@']);
+        if plausible { Ok(Self { host: host.to_owned(), port }) } else { Err(invalid()) }
+    }
+}
+
+impl fmt::Display for StubAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl StubAddress {
+    /// Connects to the first of the stub's addresses that answers within `patience`. The outer result is about finding
+    /// addresses, the inner one about connecting to them.
+    pub async fn dial(
+        &self,
+        dialer: &QuicDialer,
+        patience: Duration,
+    ) -> Result<Result<Connection, ConnectionEnd>, AddressError> {
+        let addresses = timeout(patience, lookup_host((self.host.as_str(), self.port)))
+            .await
+            .unwrap_or_else(|_elapsed| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(|source| AddressError::Unknown { host: self.host.clone(), source })?;
+        let mut result = None;
+        for address in addresses {
+            let dialled = timeout(patience, dialer.dial(address, &self.host)).await;
+            match dialled.unwrap_or(Err(ConnectionEnd::TimedOut)) {
+                Ok(connection) => return Ok(Ok(connection)),
+                Err(end) => result = Some(Err(end)),
+            }
+        }
+        result.ok_or_else(|| AddressError::Empty(self.host.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_stubs_are_read_and_written() {
+        for text in ["stub.example.com:8443", "127.0.0.1:1", "[2001:db8::1]:8443"] {
+            assert_eq!(text.parse::<StubAddress>().unwrap().to_string(), text);
+        }
+        for text in ["", "stub", ":8443", "stub:", "stub:99999", "2001:db8::1:8443", "https://stub:8443", "a@stub:1"] {
+            assert!(text.parse::<StubAddress>().is_err(), "{text:?}");
+        }
+    }
+}

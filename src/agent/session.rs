@@ -1,0 +1,288 @@
+//! One connection to a stub, from hello to its end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::request;
+use super::shared::Shared;
+use super::upstream::Health;
+use crate::carrier::{Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError};
+use crate::pki::{AgentCredentials, AgentKey, AgentState};
+use crate::wire::{Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Renew, Report, StreamKind, Welcome};
+
+/// What one session needs to know.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// What requests share.
+    pub shared: &'a Arc<Shared>,
+    /// Where the agent's credentials are kept.
+    pub state: &'a AgentState,
+    /// The credentials the connection was made with.
+    pub credentials: &'a AgentCredentials,
+    /// What the agent says of itself.
+    pub hello: Hello,
+    /// How the API server is.
+    pub health: watch::Receiver<Health>,
+    /// When it is time to stop.
+    pub shutdown: CancellationToken,
+    /// How long requests may take to end at a stop.
+    pub drain_timeout: Duration,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionEnd {
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopped,
+    /// The connection is gone.
+    #[error("the connection ended: {0}")]
+    Connection(#[from] ConnectionEnd),
+    /// The stub did not say welcome in time.
+    #[error("the stub did not answer within {} s", HELLO_TIMEOUT.as_secs())]
+    Silent,
+    /// A refusal in the stub's words.
+    #[error("the stub refused this agent: {0}")]
+    Refused(String),
+    /// The control stream broke.
+    #[error("the control stream: {0}")]
+    Receive(#[from] ReceiveError),
+    /// The control stream broke.
+    #[error("the control stream: {0}")]
+    Send(#[from] SendError),
+    /// The control stream ended.
+    #[error("the stub ended the control stream")]
+    ControlStreamEnded,
+}
+
+impl SessionEnd {
+    /// The code with which the stub closed the connection, if it did.
+    pub fn closed_by_stub(&self) -> Option<ErrorCode> {
+        let end = match self {
+            Self::Connection(end) => end,
+            Self::Receive(ReceiveError::Stream(StreamReadError::ConnectionLost(end))) => end,
+            _ => return None,
+        };
+        match end {
+            ConnectionEnd::ClosedByPeer { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// How long the stub may take to say welcome.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Beyond two round trips, how long requests may be on their way when the agent says that it takes no more.
+const DRAIN_GRACE: Duration = Duration::from_millis(100);
+
+/// How often the agent looks whether its certificate is due for renewal, and tries again after a refusal.
+const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+
+impl Session<'_> {
+    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent.
+    pub async fn run(mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
+        match self.serve(connection, welcomed).await {
+            Ok(()) => {
+                connection.close(ErrorCode::NoError, "the agent is stopping");
+                SessionEnd::Stopped
+            }
+            Err(end) => {
+                let code = match &end {
+                    SessionEnd::Receive(ReceiveError::Frame(error)) => error.code(),
+                    _ => ErrorCode::NoError,
+                };
+                connection.close(code, &end.to_string());
+                end
+            }
+        }
+    }
+
+    /// Ends well only at a shutdown.
+    async fn serve(&mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> Result<(), SessionEnd> {
+        let (send, recv) = connection.open().await?;
+        let mut sender = FrameSender::open(send, StreamKind::Control);
+        let mut receiver = FrameReceiver::new(recv, FrameReader::for_opened_control());
+        sender.send(&Frame::Hello(self.hello.clone())).await?;
+        let welcome = match timeout(HELLO_TIMEOUT, receiver.next_frame()).await.map_err(|_| SessionEnd::Silent)?? {
+            Some(Frame::Welcome(welcome)) => welcome,
+            Some(Frame::Refused(refused)) => return Err(SessionEnd::Refused(refused.reason)),
+            _ => return Err(SessionEnd::ControlStreamEnded),
+        };
+        welcomed(&welcome);
+        let streams = RequestStreams::new(connection.clone(), self.shared.clone());
+        let accepting = streams.accept();
+        let talking = self.talk(&mut sender, &mut receiver, &streams, welcome.report_interval);
+        tokio::select! {
+            end = accepting => return Err(end.into()),
+            result = talking => result?,
+        }
+        self.drain(&mut sender, &streams).await
+    }
+
+    /// The control stream, until it is time to stop.
+    async fn talk(
+        &mut self,
+        sender: &mut FrameSender,
+        receiver: &mut FrameReceiver,
+        streams: &RequestStreams,
+        report_interval: Duration,
+    ) -> Result<(), SessionEnd> {
+        let mut report_at = Instant::now();
+        let mut renewal = Renewal::default();
+        let mut renewal_at = Instant::now();
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(report_at) => {}
+                Ok(()) = self.health.changed() => {}
+                () = tokio::time::sleep_until(renewal_at) => {
+                    renewal_at = Instant::now() + RENEWAL_CHECK;
+                    if let Some(renew) = renewal.request_if_due(self.credentials) {
+                        sender.send(&Frame::Renew(renew)).await?;
+                    }
+                    continue;
+                }
+                frame = receiver.next_frame() => {
+                    match frame? {
+                        Some(Frame::Certificate(certificate)) => renewal.complete(certificate, self.credentials, self.state),
+                        Some(Frame::Refused(refused)) => {
+                            tracing::warn!("the stub refused to renew the certificate: {}", refused.reason);
+                        }
+                        Some(Frame::Drain(drain)) => tracing::info!("the stub is about to stop: {}", drain.reason),
+                        Some(_) => {}
+                        None => return Err(SessionEnd::ControlStreamEnded),
+                    }
+                    continue;
+                }
+            }
+            report_at = Instant::now() + report_interval;
+            let report = report(&self.health.borrow_and_update(), streams.open());
+            sender.send(&Frame::Report(report)).await?;
+        }
+    }
+
+    /// Takes no more requests, and lets those that are there end.
+    async fn drain(&self, sender: &mut FrameSender, streams: &RequestStreams) -> Result<(), SessionEnd> {
+        sender.send(&Frame::Drain(Drain { reason: "the agent is stopping".to_owned() })).await?;
+        streams.tasks.close();
+        // The stub hears of it only after half a round trip; what it has sent until then is still taken.
+        let on_their_way = streams.connection.path().round_trip * 2 + DRAIN_GRACE;
+        let ending = async {
+            tokio::time::sleep(on_their_way.min(self.drain_timeout)).await;
+            timeout(self.drain_timeout, streams.tasks.wait()).await
+        };
+        let ended = tokio::select! {
+            end = streams.accept() => return Err(end.into()),
+            ended = ending => ended,
+        };
+        if ended.is_err() {
+            tracing::warn!(requests = streams.open(), "some requests did not end in time and are cut off");
+        }
+        Ok(())
+    }
+}
+
+fn report(health: &Health, open_streams: usize) -> Report {
+    Report {
+        open_streams: open_streams as u64,
+        upstream_healthy: health.error.is_none(),
+        upstream_latency: health.latency,
+        upstream_error: health.error.clone().unwrap_or_default(),
+    }
+}
+
+/// The request streams of a connection.
+struct RequestStreams {
+    connection: Connection,
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+    permitted: AtomicUsize,
+}
+
+/// Streams that the stub may have open at first; quinn sets memory aside for each.
+const FIRST_PERMITS: usize = 256;
+
+/// Streams that the stub may ever have open.
+const MAX_PERMITS: usize = 65_536;
+
+impl RequestStreams {
+    fn new(connection: Connection, shared: Arc<Shared>) -> Self {
+        Self { connection, shared, tasks: TaskTracker::new(), permitted: AtomicUsize::new(FIRST_PERMITS) }
+    }
+
+    /// Serves every request stream in a task of its own, until the connection ends.
+    async fn accept(&self) -> ConnectionEnd {
+        loop {
+            match self.connection.accept().await {
+                Ok((send, recv)) => {
+                    self.tasks.spawn(request::serve(self.shared.clone(), send, recv));
+                    self.permit_more();
+                }
+                Err(end) => return end,
+            }
+        }
+    }
+
+    fn open(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Doubles what the stub may open when half of it is, so that it never waits for a permit.
+    fn permit_more(&self) {
+        let permitted = self.permitted.load(Ordering::Relaxed);
+        if self.open() * 2 > permitted && permitted < MAX_PERMITS {
+            let more = (permitted * 2).min(MAX_PERMITS);
+            self.permitted.store(more, Ordering::Relaxed);
+            self.connection.permit_streams(more as u32);
+        }
+    }
+}
+
+/// The renewal of the agent's certificate.
+#[derive(Debug, Default)]
+struct Renewal {
+    /// The key of a request that has been sent.
+    key: Option<AgentKey>,
+    done: bool,
+}
+
+impl Renewal {
+    fn request_if_due(&mut self, credentials: &AgentCredentials) -> Option<Renew> {
+        if self.done || !credentials.renew_due(SystemTime::now()) {
+            return None;
+        }
+        let request = AgentKey::generate().and_then(|key| Ok((key.signing_request()?, key)));
+        match request {
+            Ok((request, key)) => {
+                self.key = Some(key);
+                Some(Renew { request: request.to_vec().into() })
+            }
+            Err(error) => {
+                tracing::error!("cannot ask for a new certificate: {error}");
+                None
+            }
+        }
+    }
+
+    /// Stores the new certificate; the next connection uses it. The stub lets this one live on for as long.
+    fn complete(&mut self, certificate: Certificate, credentials: &AgentCredentials, state: &AgentState) {
+        let Some(key) = self.key.take() else { return };
+        let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        match state.store(&key, chain, credentials.server_authority().clone()) {
+            Ok(renewed) => {
+                self.done = true;
+                let valid_until = jiff::Timestamp::try_from(renewed.not_after()).unwrap_or(jiff::Timestamp::MAX);
+                tracing::info!(%valid_until, "the agent's certificate has been renewed");
+            }
+            Err(error) => tracing::error!("the renewed certificate cannot be stored: {error}"),
+        }
+    }
+}

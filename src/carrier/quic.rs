@@ -1,0 +1,188 @@
+//! QUIC: quinn's endpoints, set up for tunnels.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::stream::{Connection, ConnectionEnd};
+
+/// How QUIC connections behave. Both ends of a connection count where it says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuicSettings {
+    /// How long a connection lives without a packet from the peer. The smaller of both ends' values counts.
+    /// Default 30 s.
+    pub idle_timeout: Duration,
+    /// How long this end is silent before it sends a packet to keep the connection (and NAT bindings) alive.
+    /// Default 5 s.
+    pub keep_alive: Duration,
+    /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down.
+    /// Default 16 MiB: 1 Gbit/s at 100 ms.
+    pub stream_window: u32,
+    /// Bytes that this end keeps unacknowledged over all streams. Default 64 MiB.
+    pub send_window: u64,
+    /// What the kernel is asked to buffer per socket and direction, in bytes. quinn sets none, and the kernel's default
+    /// loses packets at multi-gigabit rates. Default 8 MiB; the kernel may grant less (`net.core.rmem_max`).
+    pub socket_buffer: usize,
+}
+
+impl Default for QuicSettings {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(5),
+            stream_window: 16 << 20,
+            send_window: 64 << 20,
+            socket_buffer: 8 << 20,
+        }
+    }
+}
+
+/// Bidirectional streams that a dialling end permits its peer at first. It raises them as they are used, because quinn
+/// sets memory aside for each.
+const INITIAL_PERMITS_DIALLING: u32 = 256;
+
+/// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
+const INITIAL_PERMITS_LISTENING: u32 = 8;
+
+/// Bytes of packets kept for one connection attempt before it is accepted. quinn's 10 MiB are generous for an address
+/// that anybody can send to.
+const INCOMING_BUFFER: u64 = 64 * 1024;
+
+/// Bytes of packets kept for all connection attempts together.
+const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
+
+impl QuicSettings {
+    fn transport(&self, permits: u32) -> quinn::TransportConfig {
+        let mut transport = quinn::TransportConfig::default();
+        // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
+        let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
+        transport
+            .max_idle_timeout(idle_timeout)
+            .keep_alive_interval(Some(self.keep_alive))
+            .max_concurrent_bidi_streams(permits.into())
+            .max_concurrent_uni_streams(0u32.into())
+            .stream_receive_window(self.stream_window.into())
+            .send_window(self.send_window);
+        transport
+    }
+}
+
+/// The stub's end: accepts connections.
+#[derive(Debug)]
+pub struct QuicListener {
+    endpoint: quinn::Endpoint,
+}
+
+impl QuicListener {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound, or `tls` cannot do QUIC (it needs TLS 1.3).
+    pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
+        let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server
+            .transport_config(Arc::new(settings.transport(INITIAL_PERMITS_LISTENING)))
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
+        let socket = udp_socket(address, settings)?;
+        Ok(Self { endpoint: endpoint(socket, Some(server))? })
+    }
+
+    /// The address that is listened on.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// The next connection attempt; `None` when the listener is closed.
+    pub async fn accept(&self) -> Option<IncomingConnection> {
+        let incoming = self.endpoint.accept().await?;
+        Some(IncomingConnection { incoming, endpoint: self.endpoint.clone() })
+    }
+
+    /// Closes every connection with `reason` and waits until the peers know, or have had `patience`.
+    pub async fn close(&self, reason: &str, patience: Duration) {
+        self.endpoint.close(crate::wire::ErrorCode::NoError.value().into(), reason.as_bytes());
+        let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// A connection attempt that has yet to prove anything.
+#[derive(Debug)]
+pub struct IncomingConnection {
+    incoming: quinn::Incoming,
+    endpoint: quinn::Endpoint,
+}
+
+impl IncomingConnection {
+    /// Where the attempt seems to come from.
+    pub fn remote_address(&self) -> SocketAddr {
+        let address = self.incoming.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// Completes the handshake. Bound it with a deadline.
+    pub async fn handshake(self) -> Result<Connection, ConnectionEnd> {
+        let connection = self.incoming.accept()?.await?;
+        Ok(Connection::new(connection, self.endpoint))
+    }
+}
+
+/// The agent's end: dials stubs, each connection on a socket of its own, because a socket that is exchanged
+/// (`rebind`) takes all of its connections along.
+#[derive(Debug, Clone)]
+pub struct QuicDialer {
+    config: quinn::ClientConfig,
+    settings: QuicSettings,
+}
+
+impl QuicDialer {
+    /// Dials with `tls`.
+    ///
+    /// # Errors
+    ///
+    /// When `tls` cannot do QUIC (it needs TLS 1.3).
+    pub fn new(tls: Arc<rustls::ClientConfig>, settings: QuicSettings) -> io::Result<Self> {
+        let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(settings.transport(INITIAL_PERMITS_DIALLING)));
+        Ok(Self { config, settings })
+    }
+
+    /// Connects to `address`, whose certificate must be for `server_name`. Bound it with a deadline.
+    pub async fn dial(&self, address: SocketAddr, server_name: &str) -> Result<Connection, ConnectionEnd> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| ConnectionEnd::Failed(format!("{what}: {error}"));
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = udp_socket(any, &self.settings).map_err(|error| failed("cannot open a UDP socket", &error))?;
+        let endpoint = endpoint(socket, None).map_err(|error| failed("cannot use the UDP socket", &error))?;
+        let connecting = endpoint
+            .connect_with(self.config.clone(), address, server_name)
+            .map_err(|error| failed("cannot connect", &error))?;
+        Ok(Connection::new(connecting.await?, endpoint))
+    }
+}
+
+fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
+    quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, Arc::new(quinn::TokioRuntime))
+}
+
+fn udp_socket(address: SocketAddr, settings: &QuicSettings) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // One socket for both families, where the system allows it.
+        let _ = socket.set_only_v6(false);
+    }
+    // A smaller buffer than asked for costs speed under load and nothing else.
+    let _ = socket.set_recv_buffer_size(settings.socket_buffer);
+    let _ = socket.set_send_buffer_size(settings.socket_buffer);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}

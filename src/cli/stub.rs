@@ -1,0 +1,126 @@
+//! `qtunnel stub` and `qtunnel stub init`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+
+use super::args::{StubInitArgs, StubRunArgs};
+use super::{CommandResult, shutdown_on_signal};
+use crate::pki::{HostName, StubKeys, private_file};
+use crate::stub::{Stub, StubConfig};
+
+/// The settings file in a stub's directory.
+const SETTINGS: &str = "stub.toml";
+
+/// Makes keys and a settings file.
+pub fn init(args: &StubInitArgs) -> CommandResult {
+    let settings = args.dir.join(SETTINGS);
+    if settings.exists() {
+        bail!("{} exists already; nothing was changed. Choose another --dir, or remove it first", settings.display());
+    }
+    StubKeys::create(&args.dir, &args.host, args.base_domain.as_ref(), SystemTime::now())?;
+    private_file::write_new(&settings, settings_text(args).as_bytes())?;
+    let path = settings.display();
+    println!("Made keys and settings for a stub in {}.", args.dir.display());
+    println!();
+    println!("Next:");
+    println!("  qtunnel stub --config {path}");
+    println!("  qtunnel token create --config {path} --cluster ID       # for an agent to join with");
+    println!("  qtunnel kubeconfig --config {path} --cluster ID --user NAME");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a stub.
+pub async fn run(args: StubRunArgs) -> CommandResult {
+    let path = args
+        .config
+        .context("--config FILE is missing; `qtunnel stub init --dir DIR --host NAME` makes a settings file")?;
+    let mut config = StubConfig::load(&path)?;
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    let shutdown = shutdown_on_signal()?;
+    let stub = Stub::bind(config).await?;
+    tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP for agents");
+    stub.run(shutdown).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether `path` is a stub's settings file, loaded.
+pub fn load(path: &Path) -> anyhow::Result<(StubConfig, StubKeys)> {
+    let config = StubConfig::load(path)?;
+    let keys = StubKeys::load(&config.state_dir, SystemTime::now())?;
+    Ok((config, keys))
+}
+
+fn settings_text(args: &StubInitArgs) -> String {
+    let port = args.port;
+    // `--host` is required.
+    let first = args.host.first().map(public_host).unwrap_or_default();
+    let base_domain = match &args.base_domain {
+        Some(domain) => format!("base_domain = \"{domain}\""),
+        None => "# base_domain = \"k8s.example.com\"".to_owned(),
+    };
+    format!(
+        r#"# Settings of a qtunnel stub. Unknown keys are errors. Relative paths are relative to this file.
+
+# The stub's name in logs and at its agents.
+# name = "stub"
+
+# Where to listen: TCP for users, UDP on the same port for agents.
+listen = "[::]:{port}"
+
+# What users and agents dial; it is written into kubeconfigs.
+public_address = "{first}:{port}"
+
+# With it each cluster also has the host name <id>.<base_domain>. The server certificate must cover
+# *.<base_domain>: `qtunnel stub init --base-domain` makes such a one.
+{base_domain}
+
+# Where keys, join tokens and known clusters are.
+# state_dir = "."
+
+[authentication]
+# Static bearer tokens, a line `token,user,uid,"group1,group2"` for each, besides client certificates of user-ca.pem.
+# token_file = "tokens.csv"
+
+[authorization]
+# allow-all: every authenticated user may make every request to every cluster; each cluster's own RBAC decides what
+#            that user may do there.
+# deny-all:  nobody may do anything.
+mode = "allow-all"
+
+[agents]
+# How long an agent's certificate is valid; agents renew theirs when two thirds are over.
+# certificate_ttl = "720h"
+# How often an agent reports at least. One that is silent for three times as long gets no new requests while another
+# agent serves its cluster.
+# report_interval = "5s"
+# How long a connection lives without a packet from the agent.
+# idle_timeout = "30s"
+# Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms.
+# stream_window = 16777216
+
+[limits]
+# Connections of clients at once.
+# client_connections = 20000
+# Requests at once on one HTTP/2 connection, watches among them.
+# requests_per_connection = 10000
+# How long a TLS or QUIC handshake may take, and a client's request head.
+# handshake_timeout = "10s"
+# How long a request waits for an agent to take its stream.
+# dispatch_timeout = "10s"
+# How long the answer to a request that is not a watch, a log or the like may take to begin.
+# response_timeout = "10m"
+# At a stop, how long requests may take to end.
+# shutdown_timeout = "10s"
+"#
+    )
+}
+
+fn public_host(host: &HostName) -> String {
+    let text = host.to_string();
+    if text.contains(':') { format!("[{text}]") } else { text }
+}

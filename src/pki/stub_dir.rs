@@ -1,0 +1,392 @@
+//! The stub's directory of keys: three authorities, the server certificate and the join tokens.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rcgen::KeyPair;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
+
+use super::authority::{AuthorityError, CertificateAuthority};
+use super::certificate::{self, CertificateError, Validity};
+use super::credentials::{CredentialsError, ServerCredentials};
+use super::host_name::HostName;
+use super::pem;
+use super::private_file::{self, FileError};
+use super::tls;
+use super::token_store::{JoinTokenStore, StoreError};
+
+/// What a stub needs to prove itself and to recognize others, loaded from one directory (0700, files 0600):
+/// `server-ca.pem`, `agent-ca.pem` and `user-ca.pem` with their keys in `*-ca-key.pem`, the server certificate in
+/// `server.pem` with `server-key.pem`, and join tokens in `tokens/`.
+#[derive(Debug)]
+pub struct StubKeys {
+    directory: PathBuf,
+    server_authority: CertificateAuthority,
+    agent_authority: CertificateAuthority,
+    user_authority: CertificateAuthority,
+    server: ServerCredentials,
+    tokens: JoinTokenStore,
+}
+
+impl StubKeys {
+    /// Creates a new set of keys in `directory`, which is created if it is missing. The server certificate is for `hosts`
+    /// and, with `base_domain`, for every name directly below it, where each cluster has its own.
+    ///
+    /// # Errors
+    /// The directory already has a file of such a set: nothing is replaced. Or a file cannot be written.
+    pub fn create(
+        directory: &Path,
+        hosts: &[HostName],
+        base_domain: Option<&HostName>,
+        now: SystemTime,
+    ) -> Result<Self, StubKeysError> {
+        private_file::create_directory(directory)?;
+        refuse_existing(directory)?;
+        let authorities = [SERVER_AUTHORITY, AGENT_AUTHORITY, USER_AUTHORITY];
+        let [server, agent, user] =
+            authorities.map(|name| CertificateAuthority::create(&format!("qtunnel {name}"), now));
+        let (server, agent, user) = (server?, agent?, user?);
+        let key = KeyPair::generate().map_err(AuthorityError::from)?;
+        let certificate = server.issue_server(&names(hosts, base_domain)?, &key, now)?;
+        let chain = pem::chain_to_pem(&[certificate, server.certificate_der().clone()]);
+
+        // Nothing is written before everything is made.
+        for (name, authority) in authorities.into_iter().zip([server, agent, user]) {
+            let (certificate, key) = authority_paths(directory, name);
+            authority.save(&certificate, &key)?;
+        }
+        private_file::write_new(&directory.join(SERVER_KEY), key.serialize_pem().as_bytes())?;
+        private_file::write_new(&directory.join(SERVER_CERTIFICATE), chain.as_bytes())?;
+        Self::load(directory, now)
+    }
+
+    /// Loads the keys in `directory` and checks that they fit together at `now`. A server certificate that has expired is
+    /// no error, because [`renew_server_certificate_if_due`](Self::renew_server_certificate_if_due) replaces it.
+    ///
+    /// # Errors
+    /// A file is missing, unreadable or damaged, a key belongs to another certificate, an authority has expired, or
+    /// agents and users share an authority.
+    pub fn load(directory: &Path, now: SystemTime) -> Result<Self, StubKeysError> {
+        let server_authority = load_authority(directory, SERVER_AUTHORITY, now)?;
+        let agent_authority = load_authority(directory, AGENT_AUTHORITY, now)?;
+        let user_authority = load_authority(directory, USER_AUTHORITY, now)?;
+        if agent_authority.certificate_der() == user_authority.certificate_der() {
+            return Err(StubKeysError::SharedAuthority);
+        }
+        let server = load_server(directory, &server_authority)?;
+        let tokens = JoinTokenStore::open(&directory.join(TOKENS), server_authority.fingerprint())?;
+        Ok(Self { directory: directory.into(), server_authority, agent_authority, user_authority, server, tokens })
+    }
+
+    /// Signs the stub's server certificate; join tokens pin it.
+    pub fn server_authority(&self) -> &CertificateAuthority {
+        &self.server_authority
+    }
+
+    /// Signs the agents' certificates.
+    pub fn agent_authority(&self) -> &CertificateAuthority {
+        &self.agent_authority
+    }
+
+    /// Signs the users' certificates.
+    pub fn user_authority(&self) -> &CertificateAuthority {
+        &self.user_authority
+    }
+
+    /// The server certificate and its key. Renewal replaces the certificate in all clones.
+    pub fn server(&self) -> &ServerCredentials {
+        &self.server
+    }
+
+    /// The join tokens.
+    pub fn tokens(&self) -> &JoinTokenStore {
+        &self.tokens
+    }
+
+    /// Issues a new server certificate for the same names if less than a third of the old one's life is left at `now`,
+    /// writes it to the directory and presents it from then on. Says whether it did. The key stays, so that a crash between
+    /// two files cannot part it from its certificate.
+    ///
+    /// # Errors
+    /// The authority has expired, or the new certificate cannot be written; the old one then stays in use.
+    pub fn renew_server_certificate_if_due(&self, now: SystemTime) -> Result<bool, StubKeysError> {
+        let chain = self.server.chain();
+        let current = chain.first().ok_or(StubKeysError::EmptyChain)?;
+        if !Validity::of(current)?.renewal_due(now) {
+            return Ok(false);
+        }
+        let key_path = self.directory.join(SERVER_KEY);
+        let key = private_file::read_private_key(&key_path)?;
+        let public_key = KeyPair::try_from(&key).map_err(AuthorityError::from)?;
+        let hosts = certificate::host_names(current)?;
+        let renewed = self.server_authority.issue_server(&hosts, &public_key, now)?;
+        let chain = vec![renewed, self.server_authority.certificate_der().clone()];
+        private_file::write(&self.directory.join(SERVER_CERTIFICATE), pem::chain_to_pem(&chain).as_bytes())?;
+        self.server.replace(chain, key)?;
+        Ok(true)
+    }
+}
+
+/// Why a stub's keys cannot be created or used.
+#[derive(Debug, thiserror::Error)]
+pub enum StubKeysError {
+    /// There are keys already.
+    #[error(
+        "{} exists already, and keys are never replaced: agents and users trust them. Choose another directory; or, if \
+         these keys are not in use, remove them first", path.display()
+    )]
+    Exists {
+        /// The first file that was found.
+        path: PathBuf,
+    },
+    /// A base domain that has no names below it.
+    #[error("{0} cannot be the base domain of clusters' host names: give a DNS name such as k8s.example.com")]
+    BaseDomain(HostName),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An authority cannot be loaded, or does not sign.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// An authority is past its end.
+    #[error("the certificate authority in {} has expired: create a new set of keys", path.display())]
+    AuthorityExpired {
+        /// Its certificate.
+        path: PathBuf,
+    },
+    /// Anybody of one kind could pass for the other kind.
+    #[error("agent-ca.pem and user-ca.pem are the same authority: agents and users must not share one")]
+    SharedAuthority,
+    /// The server certificate cannot be parsed.
+    #[error("server.pem: {0}")]
+    Certificate(#[from] CertificateError),
+    /// The server certificate and its key do not fit together.
+    #[error("server.pem and server-key.pem: {0}")]
+    Credentials(#[from] CredentialsError),
+    /// The server certificate has another issuer.
+    #[error("server.pem was not issued by the authority in server-ca.pem: {0}")]
+    OtherIssuer(#[source] rustls::Error),
+    /// No server certificate.
+    #[error("server.pem holds no certificate")]
+    EmptyChain,
+    /// The directory of join tokens.
+    #[error(transparent)]
+    Tokens(#[from] StoreError),
+}
+
+const SERVER_AUTHORITY: &str = "server-ca";
+const AGENT_AUTHORITY: &str = "agent-ca";
+const USER_AUTHORITY: &str = "user-ca";
+const SERVER_CERTIFICATE: &str = "server.pem";
+const SERVER_KEY: &str = "server-key.pem";
+const TOKENS: &str = "tokens";
+
+fn names(hosts: &[HostName], base_domain: Option<&HostName>) -> Result<Vec<HostName>, StubKeysError> {
+    let mut names = hosts.to_vec();
+    if let Some(domain) = base_domain {
+        names.push(domain.wildcard_below().ok_or_else(|| StubKeysError::BaseDomain(domain.clone()))?);
+    }
+    Ok(names)
+}
+
+fn authority_paths(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
+    (directory.join(format!("{name}.pem")), directory.join(format!("{name}-key.pem")))
+}
+
+fn refuse_existing(directory: &Path) -> Result<(), StubKeysError> {
+    let authorities = [SERVER_AUTHORITY, AGENT_AUTHORITY, USER_AUTHORITY]
+        .into_iter()
+        .flat_map(|name| <[PathBuf; 2]>::from(authority_paths(directory, name)));
+    let server = [SERVER_CERTIFICATE, SERVER_KEY, TOKENS].map(|name| directory.join(name));
+    match authorities.chain(server).find(|path| path.symlink_metadata().is_ok()) {
+        Some(path) => Err(StubKeysError::Exists { path }),
+        None => Ok(()),
+    }
+}
+
+fn load_authority(directory: &Path, name: &str, now: SystemTime) -> Result<CertificateAuthority, StubKeysError> {
+    let (certificate, key) = authority_paths(directory, name);
+    let authority = CertificateAuthority::load(&certificate, &key)?;
+    if authority.validity().is_expired(now) {
+        return Err(StubKeysError::AuthorityExpired { path: certificate });
+    }
+    Ok(authority)
+}
+
+fn load_server(directory: &Path, authority: &CertificateAuthority) -> Result<ServerCredentials, StubKeysError> {
+    let chain = private_file::read_certificates(&directory.join(SERVER_CERTIFICATE))?;
+    let key = private_file::read_private_key(&directory.join(SERVER_KEY))?;
+    let leaf = chain.first().ok_or(StubKeysError::EmptyChain)?;
+    check_issuer(leaf, authority)?;
+    Ok(ServerCredentials::new(vec![leaf.clone(), authority.certificate_der().clone()], key)?)
+}
+
+/// At the beginning of the certificate's life, since it may be over by now.
+fn check_issuer(leaf: &CertificateDer<'_>, authority: &CertificateAuthority) -> Result<(), StubKeysError> {
+    let since_epoch = Validity::of(leaf)?.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let roots = tls::roots(&[authority.certificate_der().clone()]).map_err(StubKeysError::OtherIssuer)?;
+    let parsed = ParsedCertificate::try_from(leaf).map_err(StubKeysError::OtherIssuer)?;
+    let algorithms = tls::provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], UnixTime::since_unix_epoch(since_epoch), algorithms)
+        .map_err(StubKeysError::OtherIssuer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    struct Scene {
+        root: tempfile::TempDir,
+        now: SystemTime,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let scene = Self { root: tempfile::tempdir().unwrap(), now: SystemTime::now() };
+            scene.create(&scene.directory()).unwrap();
+            scene
+        }
+
+        fn directory(&self) -> PathBuf {
+            self.root.path().join("keys")
+        }
+
+        fn create(&self, directory: &Path) -> Result<StubKeys, StubKeysError> {
+            StubKeys::create(directory, &hosts(), Some(&"k8s.example.com".parse().unwrap()), self.now)
+        }
+
+        fn load(&self) -> Result<StubKeys, StubKeysError> {
+            StubKeys::load(&self.directory(), self.now)
+        }
+
+        fn load_error(&self) -> String {
+            self.load().unwrap_err().to_string()
+        }
+    }
+
+    fn hosts() -> Vec<HostName> {
+        ["stub.example.com", "192.0.2.1"].map(|host| host.parse().unwrap()).to_vec()
+    }
+
+    fn leaf(keys: &StubKeys) -> CertificateDer<'static> {
+        keys.server().chain().swap_remove(0)
+    }
+
+    #[test]
+    fn a_new_set_of_keys_is_private_and_can_be_loaded() {
+        let scene = Scene::new();
+        let keys = scene.load().unwrap();
+        let names: Vec<_> = certificate::host_names(&leaf(&keys)).unwrap().iter().map(HostName::to_string).collect();
+        assert_eq!(names, ["stub.example.com", "192.0.2.1", "*.k8s.example.com"]);
+        assert_eq!(keys.server().chain().last(), Some(keys.server_authority().certificate_der()));
+        let mut files = 0;
+        for entry in fs::read_dir(scene.directory()).unwrap().map(Result::unwrap) {
+            let metadata = entry.metadata().unwrap();
+            let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(metadata.permissions().mode() & 0o7777, expected, "{:?}", entry.path());
+            files += 1;
+        }
+        assert_eq!(files, 9);
+    }
+
+    #[test]
+    fn keys_are_never_replaced() {
+        let scene = Scene::new();
+        let before = scene.load().unwrap().server_authority().fingerprint();
+        let error = scene.create(&scene.directory()).unwrap_err().to_string();
+        assert!(error.contains("server-ca.pem exists already"), "{error}");
+        assert_eq!(scene.load().unwrap().server_authority().fingerprint(), before);
+    }
+
+    #[test]
+    fn a_base_domain_that_is_no_domain_leaves_the_directory_empty() {
+        let scene = Scene::new();
+        let other = scene.root.path().join("other");
+        let address = "192.0.2.1".parse().unwrap();
+        let error = StubKeys::create(&other, &hosts(), Some(&address), scene.now).unwrap_err();
+        assert!(matches!(error, StubKeysError::BaseDomain(_)));
+        assert!(matches!(
+            StubKeys::create(&other, &[], None, scene.now),
+            Err(StubKeysError::Authority(AuthorityError::NoHost))
+        ));
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn files_that_do_not_fit_together_are_named() {
+        let scene = Scene::new();
+        let other = scene.root.path().join("other");
+        scene.create(&other).unwrap();
+        let cases = [
+            ("server-ca-key.pem", "belongs to another certificate"),
+            ("user-ca.pem", "belongs to another certificate"),
+            ("server-key.pem", "server.pem and server-key.pem: "),
+            ("server.pem", "not issued by the authority in server-ca.pem"),
+        ];
+        for (file, expected) in cases {
+            let path = scene.directory().join(file);
+            let good = fs::read(&path).unwrap();
+            fs::copy(other.join(file), &path).unwrap();
+            let error = scene.load_error();
+            assert!(error.contains(expected), "{file}: {error}");
+            fs::write(&path, "garbage").unwrap();
+            assert!(scene.load_error().contains(file), "{}", scene.load_error());
+            fs::remove_file(&path).unwrap();
+            assert!(scene.load_error().contains(&format!("{file} does not exist")), "{}", scene.load_error());
+            fs::write(&path, good).unwrap();
+        }
+        scene.load().unwrap();
+    }
+
+    #[test]
+    fn agents_and_users_must_not_share_an_authority() {
+        let scene = Scene::new();
+        for file in ["ca.pem", "ca-key.pem"] {
+            let path = |kind: &str| scene.directory().join(format!("{kind}-{file}"));
+            fs::copy(path("agent"), path("user")).unwrap();
+        }
+        assert!(matches!(scene.load(), Err(StubKeysError::SharedAuthority)));
+    }
+
+    #[test]
+    fn an_expired_authority_is_refused() {
+        let scene = Scene::new();
+        let later = scene.now + CertificateAuthority::LIFETIME + DAY;
+        let error = StubKeys::load(&scene.directory(), later).unwrap_err();
+        assert!(matches!(error, StubKeysError::AuthorityExpired { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_server_certificate_is_renewed_for_the_same_names_in_the_last_third_of_its_life() {
+        let scene = Scene::new();
+        let keys = scene.load().unwrap();
+        let old = leaf(&keys);
+        assert!(!keys.renew_server_certificate_if_due(scene.now + 200 * DAY).unwrap());
+        assert_eq!(leaf(&keys), old);
+
+        let due = scene.now + 300 * DAY;
+        assert!(keys.renew_server_certificate_if_due(due).unwrap());
+        let renewed = leaf(&keys);
+        assert_eq!(certificate::host_names(&renewed).unwrap(), certificate::host_names(&old).unwrap());
+        assert!(certificate::not_after(&renewed).unwrap() > due + 390 * DAY);
+        assert_eq!(leaf(&StubKeys::load(&scene.directory(), due).unwrap()), renewed);
+        assert!(!keys.renew_server_certificate_if_due(due).unwrap());
+    }
+
+    #[test]
+    fn a_stub_that_was_off_for_long_replaces_its_expired_server_certificate() {
+        let scene = Scene::new();
+        let later = scene.now + 500 * DAY;
+        let keys = StubKeys::load(&scene.directory(), later).unwrap();
+        assert!(keys.renew_server_certificate_if_due(later).unwrap());
+        assert!(certificate::not_after(&leaf(&keys)).unwrap() > later);
+    }
+}

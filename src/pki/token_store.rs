@@ -1,0 +1,404 @@
+//! The join tokens that the stub has issued: one file for each, with a hash in the place of the secret.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::certificate::CertificateFingerprint;
+use super::join_token::{JoinToken, RandomFailure, TokenId, TokenSecret};
+use super::private_file::{self, FileError};
+use crate::wire::ClusterId;
+
+/// A directory of join tokens. Any number of threads and processes may use the same directory at once, on a file system
+/// where `flock` works: no use of a token is ever granted twice.
+#[derive(Debug, Clone)]
+pub struct JoinTokenStore {
+    directory: PathBuf,
+    authority: CertificateFingerprint,
+}
+
+impl JoinTokenStore {
+    /// Opens the store in `directory`, which is created (0700) if it is missing. The tokens it creates pin `authority`, the
+    /// authority of the stub's server certificate.
+    ///
+    /// # Errors
+    /// The directory cannot be created.
+    pub fn open(directory: &Path, authority: CertificateFingerprint) -> Result<Self, StoreError> {
+        private_file::create_directory(directory)?;
+        Ok(Self { directory: directory.into(), authority })
+    }
+
+    /// Creates a token with which `uses` agents can join `cluster` until `ttl` after `now`. This is the only moment at which
+    /// its secret is known to the stub. Tokens that have expired are removed on the way.
+    ///
+    /// # Errors
+    /// `uses` is 0, the expiry is out of range, or the store cannot be written.
+    pub fn create(
+        &self,
+        cluster: &ClusterId,
+        ttl: Duration,
+        uses: u32,
+        now: SystemTime,
+    ) -> Result<JoinToken, StoreError> {
+        if uses == 0 {
+            return Err(StoreError::NoUses);
+        }
+        self.remove_expired(now)?;
+        let expires = now.checked_add(ttl).ok_or(StoreError::ExpiryOutOfRange)?;
+        let token = JoinToken::generate(cluster.clone(), self.authority)?;
+        let record = Record {
+            cluster: cluster.clone(),
+            secret_sha256: token.secret().hash(),
+            expires: Timestamp::try_from(expires).map_err(|_| StoreError::ExpiryOutOfRange)?,
+            uses_left: uses,
+        };
+        private_file::write_new(&self.path(token.id()), &record.to_json()?)?;
+        Ok(token)
+    }
+
+    /// Takes one use of a token at `now` and says which cluster it lets an agent join. Only the right secret takes a use.
+    ///
+    /// # Errors
+    /// The token is unknown, expired or used up, the secret is wrong, or the store failed.
+    pub fn redeem(&self, id: TokenId, secret: &TokenSecret, now: SystemTime) -> Result<ClusterId, RedeemError> {
+        // Checked before the lock is taken, so that strangers cannot keep holders of a token waiting.
+        self.read(id)?.check_secret(secret)?;
+        let _lock = self.lock()?;
+        let mut record = self.read(id)?;
+        let cluster = record.take_use(now)?;
+        private_file::write(&self.path(id), &record.to_json()?).map_err(StoreError::from)?;
+        Ok(cluster)
+    }
+
+    /// Removes the tokens that have expired before `now` and says how many there were.
+    ///
+    /// # Errors
+    /// The directory cannot be read or a file not removed.
+    pub fn remove_expired(&self, now: SystemTime) -> Result<usize, StoreError> {
+        let _lock = self.lock()?;
+        let failed = |error| StoreError::Directory { path: self.directory.clone(), error };
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let is_token = path.extension().is_some_and(|extension| extension == EXTENSION);
+            if !is_token {
+                continue;
+            }
+            match read_record(&path) {
+                Ok(record) if record.is_expired(now) => {
+                    fs::remove_file(&path).map_err(failed)?;
+                    removed += 1;
+                }
+                Ok(_) => {}
+                // One bad file must not keep the operator from creating tokens.
+                Err(error) => tracing::warn!(%error, "skipping a join token"),
+            }
+        }
+        Ok(removed)
+    }
+
+    fn path(&self, id: TokenId) -> PathBuf {
+        self.directory.join(format!("{id}.{EXTENSION}"))
+    }
+
+    fn read(&self, id: TokenId) -> Result<Record, RedeemError> {
+        match read_record(&self.path(id)) {
+            Err(StoreError::File(FileError::Missing { .. })) => Err(RedeemError::Unknown),
+            other => Ok(other?),
+        }
+    }
+
+    /// Excludes every other thread and process until the file is dropped. The system releases the lock of a process that
+    /// dies.
+    fn lock(&self) -> Result<File, StoreError> {
+        let path = self.directory.join(".lock");
+        let failed = |error| StoreError::Directory { path: path.clone(), error };
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+                Err(TryLockError::WouldBlock) => return Err(StoreError::Busy),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+/// Why a token is not accepted. The difference is for the log; the peer gets [`RedeemError::peer_message`].
+#[derive(Debug, thiserror::Error)]
+pub enum RedeemError {
+    /// No token has this id; it may have expired long ago.
+    #[error("no such join token")]
+    Unknown,
+    /// The id is right, the secret is not: somebody guesses.
+    #[error("wrong secret for the join token")]
+    WrongSecret,
+    /// The token was good once.
+    #[error("the join token has expired")]
+    Expired,
+    /// All of its uses are taken.
+    #[error("the join token has been used up")]
+    UsedUp,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl RedeemError {
+    /// What the peer may know: not which part of its token was wrong.
+    pub fn peer_message(&self) -> &'static str {
+        match self {
+            Self::Unknown | Self::WrongSecret | Self::Expired | Self::UsedUp => {
+                "the join token is not valid: it may have expired or been used; ask the operator of the stub for a new one"
+            }
+            Self::Store(_) => "the stub cannot check join tokens at the moment; try again",
+        }
+    }
+}
+
+/// Why the store cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A token that nobody could use.
+    #[error("a join token needs at least one use")]
+    NoUses,
+    /// An expiry beyond the year 9999.
+    #[error("the join token's expiry is out of range: choose a shorter life")]
+    ExpiryOutOfRange,
+    /// The secret cannot be made.
+    #[error(transparent)]
+    Random(#[from] RandomFailure),
+    /// A token's file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A token's file with a content that the store did not write.
+    #[error("{} is damaged ({reason}): remove it and create a new join token", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A token's file cannot be encoded.
+    #[error("the join token cannot be written as JSON: {0}")]
+    Encode(#[source] serde_json::Error),
+    /// The directory or its lock.
+    #[error("cannot use the join tokens in {}: {error}", path.display())]
+    Directory {
+        /// The directory or the lock file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        error: io::Error,
+    },
+    /// Somebody else holds the lock.
+    #[error("the join tokens are locked by another process for more than {} seconds", LOCK_PATIENCE.as_secs())]
+    Busy,
+}
+
+const EXTENSION: &str = "json";
+/// Far longer than reading and writing one small file takes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(2);
+
+/// The content of a token's file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    #[serde(with = "as_text")]
+    cluster: ClusterId,
+    /// In base64url.
+    secret_sha256: String,
+    expires: Timestamp,
+    uses_left: u32,
+}
+
+impl Record {
+    fn check_secret(&self, secret: &TokenSecret) -> Result<(), RedeemError> {
+        if secret.has_hash(&self.secret_sha256) { Ok(()) } else { Err(RedeemError::WrongSecret) }
+    }
+
+    fn take_use(&mut self, now: SystemTime) -> Result<ClusterId, RedeemError> {
+        if self.is_expired(now) {
+            return Err(RedeemError::Expired);
+        }
+        self.uses_left = self.uses_left.checked_sub(1).ok_or(RedeemError::UsedUp)?;
+        Ok(self.cluster.clone())
+    }
+
+    fn is_expired(&self, now: SystemTime) -> bool {
+        now >= SystemTime::from(self.expires)
+    }
+
+    fn to_json(&self) -> Result<Vec<u8>, StoreError> {
+        serde_json::to_vec_pretty(self).map_err(StoreError::Encode)
+    }
+}
+
+/// Reads and writes a value in its own textual form.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: FromStr<Err: Display>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+fn read_record(path: &Path) -> Result<Record, StoreError> {
+    serde_json::from_slice(&private_file::read(path)?)
+        .map_err(|error| StoreError::Damaged { path: path.into(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    struct Scene {
+        root: tempfile::TempDir,
+        store: JoinTokenStore,
+        now: SystemTime,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let store = JoinTokenStore::open(&root.path().join("tokens"), fingerprint()).unwrap();
+            Self { root, store, now: SystemTime::now() }
+        }
+
+        fn token(&self, uses: u32) -> JoinToken {
+            self.store.create(&cluster(), HOUR, uses, self.now).unwrap()
+        }
+
+        fn redeem(&self, token: &JoinToken) -> Result<ClusterId, RedeemError> {
+            self.store.redeem(token.id(), token.secret(), self.now)
+        }
+
+        fn directory(&self) -> PathBuf {
+            self.root.path().join("tokens")
+        }
+    }
+
+    fn fingerprint() -> CertificateFingerprint {
+        CertificateFingerprint::from_bytes([1; 32])
+    }
+
+    fn cluster() -> ClusterId {
+        "prod".parse().unwrap()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_token_lets_as_many_agents_join_as_it_has_uses() {
+        let scene = Scene::new();
+        let token = scene.token(2);
+        assert_eq!(token.authority(), fingerprint());
+        assert_eq!(scene.redeem(&token).unwrap(), cluster());
+        assert_eq!(scene.redeem(&token).unwrap(), cluster());
+        assert!(matches!(scene.redeem(&token), Err(RedeemError::UsedUp)));
+    }
+
+    #[test]
+    fn a_wrong_secret_takes_no_use() {
+        let scene = Scene::new();
+        let token = scene.token(1);
+        let guess = TokenSecret::from_bytes([9; 32]);
+        assert!(matches!(scene.store.redeem(token.id(), &guess, scene.now), Err(RedeemError::WrongSecret)));
+        assert!(scene.redeem(&token).is_ok());
+    }
+
+    #[test]
+    fn a_peer_does_not_learn_why_its_token_is_refused() {
+        let scene = Scene::new();
+        let token = scene.token(1);
+        let unknown = scene.store.redeem(TokenId::from_bytes([0; 8]), token.secret(), scene.now).unwrap_err();
+        assert!(matches!(unknown, RedeemError::Unknown));
+        let expired = scene.store.redeem(token.id(), token.secret(), scene.now + HOUR).unwrap_err();
+        assert!(matches!(expired, RedeemError::Expired));
+        for other in [expired, RedeemError::UsedUp, RedeemError::WrongSecret] {
+            assert_eq!(unknown.peer_message(), other.peer_message());
+        }
+    }
+
+    #[test]
+    fn the_files_are_private_and_hold_no_secret() {
+        let scene = Scene::new();
+        let token = scene.token(1);
+        let path = scene.directory().join(format!("{}.json", token.id()));
+        assert_eq!((mode(&scene.directory()), mode(&path)), (0o700, 0o600));
+        let content = fs::read_to_string(&path).unwrap();
+        assert!(content.contains(&token.secret().hash()) && content.contains("\"cluster\": \"prod\""), "{content}");
+        let text = token.to_string();
+        // Neither the secret's bytes nor any stretch of the token's text.
+        assert!(!text.as_bytes().windows(12).any(|part| content.contains(std::str::from_utf8(part).unwrap())));
+        scene.redeem(&token).unwrap();
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn expired_tokens_are_removed_when_a_new_one_is_created() {
+        let scene = Scene::new();
+        let old = scene.token(1);
+        fs::write(scene.directory().join("damaged.json"), "{").unwrap();
+        scene.store.create(&cluster(), HOUR, 1, scene.now + HOUR).unwrap();
+        assert!(matches!(scene.redeem(&old), Err(RedeemError::Unknown)));
+        assert_eq!(scene.store.remove_expired(scene.now + 2 * HOUR).unwrap(), 1);
+    }
+
+    #[test]
+    fn agents_that_race_for_a_token_get_exactly_its_uses() {
+        let scene = Scene::new();
+        let token = scene.token(5);
+        let start = Barrier::new(16);
+        let granted = thread::scope(|scope| {
+            let racers: Vec<_> = (0..16)
+                .map(|_| {
+                    scope.spawn(|| {
+                        // As another process would: with a store of its own.
+                        let store = JoinTokenStore::open(&scene.directory(), fingerprint()).unwrap();
+                        start.wait();
+                        store.redeem(token.id(), token.secret(), scene.now)
+                    })
+                })
+                .collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).filter(Result::is_ok).count()
+        });
+        assert_eq!(granted, 5);
+        assert!(matches!(scene.redeem(&token), Err(RedeemError::UsedUp)));
+    }
+
+    #[test]
+    fn a_token_that_nobody_could_use_is_refused() {
+        let scene = Scene::new();
+        assert!(matches!(scene.store.create(&cluster(), HOUR, 0, scene.now), Err(StoreError::NoUses)));
+        let forever = scene.store.create(&cluster(), Duration::MAX, 1, scene.now);
+        assert!(matches!(forever, Err(StoreError::ExpiryOutOfRange)));
+    }
+}

@@ -1,0 +1,206 @@
+//! Where clients come in: HTTPS with HTTP/1.1 and HTTP/2 on one TCP port.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::request;
+use super::shared::Shared;
+use crate::carrier::Disconnect;
+use crate::pki::Validity;
+use crate::pki::{CertificateError, user_identity};
+use crate::wire::Identity;
+use crate::wire::limits::MAX_HEAD_LENGTH;
+
+/// What is known of the connection that requests come over.
+#[derive(Debug)]
+pub struct ClientConnection {
+    /// The client's address.
+    pub address: SocketAddr,
+    /// The host name the client asked TLS for (SNI).
+    pub server_name: Option<String>,
+    /// The client's certificate, if it presented one; TLS has verified it.
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A client's certificate, parsed once.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    /// Who it names.
+    pub identity: Identity,
+    /// When it is valid.
+    pub validity: Validity,
+}
+
+/// The socket of a client.
+type Socket = TlsStream<TcpStream>;
+
+/// Accepts clients until `shutdown`, then lets their requests end.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
+    while let Some(Ok(place)) = shutdown.run_until_cancelled(places.clone().acquire_owned()).await {
+        let accepted = match shutdown.run_until_cancelled(listener.accept()).await {
+            Some(accepted) => accepted,
+            None => break,
+        };
+        match accepted {
+            Ok((socket, address)) => {
+                let (shared, tls, shutdown) = (shared.clone(), tls.clone(), shutdown.clone());
+                shared.clone().tasks.spawn(async move {
+                    if let Err(error) = serve_connection(shared, socket, address, tls, shutdown).await {
+                        tracing::debug!(%address, "a client's connection ended: {error}");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Mostly a lack of file descriptors: trying again at once would only burn a core.
+                tracing::warn!("cannot accept a client: {error}; raise the limit of open files if this goes on");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Why a client's connection ended otherwise than by itself.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("the TLS handshake did not end in time")]
+    HandshakeTimeout,
+    #[error("TLS: {0}")]
+    Tls(#[from] io::Error),
+    #[error("the certificate: {0}")]
+    Certificate(#[from] CertificateError),
+    #[error("HTTP: {0}")]
+    Http(#[from] hyper::Error),
+}
+
+async fn serve_connection(
+    shared: Arc<Shared>,
+    socket: TcpStream,
+    address: SocketAddr,
+    tls: TlsAcceptor,
+    shutdown: CancellationToken,
+) -> Result<(), ConnectionError> {
+    // Answers go out as they come; waiting for more to send along would delay every watch event.
+    socket.set_nodelay(true)?;
+    let socket = timeout(shared.config.limits.handshake(), tls.accept(socket))
+        .await
+        .map_err(|_elapsed| ConnectionError::HandshakeTimeout)??;
+    let connection = Arc::new(ClientConnection::of(&socket, address)?);
+    let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
+    let limits = shared.config.limits.clone();
+    let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
+    let socket = TokioIo::new(socket);
+    if http2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.requests_per_connection)
+            .max_header_list_size(MAX_HEAD_LENGTH as u32)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let connection = builder.serve_connection(socket, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => return Ok(result?),
+            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    } else {
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.handshake())
+            .title_case_headers(true)
+            .serve_connection(socket, service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => return Ok(result?),
+            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    }
+}
+
+impl ClientConnection {
+    fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
+        let (_, tls) = socket.get_ref();
+        let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
+            Some(certificate) => {
+                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
+            }
+            None => None,
+        };
+        Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })
+    }
+}
+
+/// The socket of a client whose connection has been upgraded, with what had been read of it already.
+pub struct ClientSocket {
+    socket: Socket,
+    read_ahead: Bytes,
+}
+
+impl ClientSocket {
+    /// Takes the socket back from hyper; `None` for a connection that is not one of this front.
+    pub fn new(upgraded: Upgraded) -> Option<Self> {
+        let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
+        Some(Self { socket: parts.io.into_inner(), read_ahead: parts.read_buf })
+    }
+}
+
+impl Disconnect for ClientSocket {
+    /// RST and no close_notify: kubectl over SPDY takes any clean end for success.
+    fn disconnect(&mut self) {
+        // Without it the client sees a TCP FIN without close_notify, which TLS clients report too, if less clearly.
+        let _ = socket2::SockRef::from(self.socket.get_ref().0).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl AsyncRead for ClientSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read_ahead.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(context, buffer);
+        }
+        let length = self.read_ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.read_ahead[..length]);
+        self.read_ahead.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientSocket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,220 @@
+//! Which agents are connected, and which of them takes the next request.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::carrier::Connection;
+use crate::pki::AgentIdentity;
+use crate::wire::{ClusterId, ErrorCode, Hello, Report};
+
+/// The agents that are connected now.
+#[derive(Debug, Default)]
+pub struct Registry {
+    clusters: Mutex<HashMap<ClusterId, Vec<Arc<AgentLink>>>>,
+}
+
+/// One connected agent.
+#[derive(Debug)]
+pub struct AgentLink {
+    /// Who it is, from its certificate.
+    pub identity: AgentIdentity,
+    /// What it said of itself.
+    pub hello: Hello,
+    /// The connection to it.
+    pub connection: Connection,
+    /// Since when.
+    pub connected_at: SystemTime,
+    /// How long it may be silent before it is suspect.
+    patience: Duration,
+    state: Mutex<LinkState>,
+    traffic: Arc<Traffic>,
+}
+
+/// What one agent's requests add up to.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    open_streams: AtomicUsize,
+    requests: AtomicU64,
+    bytes_to_clients: AtomicU64,
+    bytes_from_clients: AtomicU64,
+}
+
+#[derive(Debug)]
+struct LinkState {
+    heard_at: Instant,
+    report: Option<Report>,
+    draining: bool,
+}
+
+/// How fit an agent is for the next request, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fitness {
+    /// It reports, and its API server answers.
+    Healthy,
+    /// It reports that its API server does not answer.
+    UpstreamDown,
+    /// It has not reported for a while.
+    Suspect,
+}
+
+impl Registry {
+    /// Adds an agent. A connection that the same agent had before is closed: it is a dead one, or somebody has copied the
+    /// agent's key, and either way two would not be one agent.
+    pub fn add(&self, link: Arc<AgentLink>) {
+        let superseded = {
+            let mut clusters = self.lock();
+            let links = clusters.entry(link.identity.cluster.clone()).or_default();
+            let old = links.iter().position(|other| other.identity.agent == link.identity.agent);
+            let superseded = old.map(|index| links.swap_remove(index));
+            links.push(link);
+            superseded
+        };
+        if let Some(old) = superseded {
+            old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
+        }
+    }
+
+    /// Removes an agent, if it is still this connection of it.
+    pub fn remove(&self, link: &Arc<AgentLink>) {
+        let mut clusters = self.lock();
+        if let Some(links) = clusters.get_mut(&link.identity.cluster) {
+            links.retain(|other| !Arc::ptr_eq(other, link));
+            if links.is_empty() {
+                clusters.remove(&link.identity.cluster);
+            }
+        }
+    }
+
+    /// Every connected agent.
+    pub fn all(&self) -> Vec<Arc<AgentLink>> {
+        self.lock().values().flatten().cloned().collect()
+    }
+
+    /// The agent for the next request to `cluster`, other than those in `tried`: among the fittest, the one with fewer
+    /// open streams of two chosen at random (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
+    pub fn choose(&self, cluster: &ClusterId, tried: &[Arc<AgentLink>], now: Instant) -> Option<Arc<AgentLink>> {
+        let clusters = self.lock();
+        let usable = || {
+            clusters
+                .get(cluster)
+                .into_iter()
+                .flatten()
+                .filter(|link| !tried.iter().any(|other| Arc::ptr_eq(other, link)))
+                .filter_map(|link| link.fitness(now).map(|fitness| (fitness, link)))
+        };
+        let best = usable().map(|(fitness, _)| fitness).min()?;
+        let fittest = || usable().filter(|(fitness, _)| *fitness == best).map(|(_, link)| link);
+        let count = fittest().count();
+        let first = fittest().nth(rand::random_range(0..count));
+        let second = fittest().nth(rand::random_range(0..count));
+        first.into_iter().chain(second).min_by_key(|link| link.traffic.open_streams()).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClusterId, Vec<Arc<AgentLink>>>> {
+        // Nothing that holds the lock leaves the map half changed, so a panic elsewhere does not spoil it.
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AgentLink {
+    /// An agent that has just said hello and reports every `report_interval`.
+    pub fn new(identity: AgentIdentity, hello: Hello, connection: Connection, report_interval: Duration) -> Self {
+        Self {
+            identity,
+            hello,
+            connection,
+            connected_at: SystemTime::now(),
+            patience: report_interval * 3,
+            state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false }),
+            traffic: Arc::default(),
+        }
+    }
+
+    /// Notes what the agent tells of itself.
+    pub fn report(&self, report: Report) {
+        let mut state = self.state();
+        state.heard_at = Instant::now();
+        state.report = Some(report);
+    }
+
+    /// Notes that the agent takes no new requests.
+    pub fn drain(&self) {
+        self.state().draining = true;
+    }
+
+    /// The agent's latest report.
+    pub fn latest_report(&self) -> Option<Report> {
+        self.state().report.clone()
+    }
+
+    /// How fit the agent is; `None` when it takes no requests.
+    pub fn fitness(&self, now: Instant) -> Option<Fitness> {
+        let state = self.state();
+        if state.draining {
+            None
+        } else if now.saturating_duration_since(state.heard_at) > self.patience {
+            Some(Fitness::Suspect)
+        } else if state.report.as_ref().is_some_and(|report| !report.upstream_healthy) {
+            Some(Fitness::UpstreamDown)
+        } else {
+            Some(Fitness::Healthy)
+        }
+    }
+
+    /// What its requests add up to.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one open stream for as long as it lives.
+#[derive(Debug)]
+pub struct OpenStream(Arc<Traffic>);
+
+impl Traffic {
+    /// Counts a request and its open stream.
+    pub fn open_stream(self: &Arc<Self>) -> OpenStream {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.open_streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(self.clone())
+    }
+
+    /// Streams open now.
+    pub fn open_streams(&self) -> usize {
+        self.open_streams.load(Ordering::Relaxed)
+    }
+
+    /// Requests so far.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of bodies and upgraded connections that went to clients, and that came from them.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes_to_clients.load(Ordering::Relaxed), self.bytes_from_clients.load(Ordering::Relaxed))
+    }
+}
+
+impl OpenStream {
+    /// Counts bytes that went to the client.
+    pub fn add_to_client(&self, bytes: u64) {
+        self.0.bytes_to_clients.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that came from the client.
+    pub fn add_from_client(&self, bytes: u64) {
+        self.0.bytes_from_clients.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.open_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}

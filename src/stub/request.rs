@@ -1,0 +1,242 @@
+//! The life of a request at the stub, from top to bottom: [`serve`].
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+
+use super::access_log::AccessRecord;
+use super::body::{AnswerBody, TunnelledBody};
+use super::dispatch::{Exchange, Outgoing, dispatch};
+use super::front::{ClientConnection, ClientSocket};
+use super::route::Route;
+use super::shared::Shared;
+use crate::carrier::{ReceivedBody, relay};
+use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
+use crate::wire::{ErrorCode, Identity, RequestHead, UpgradeProtocol};
+
+/// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
+/// (`apiserver/pkg/endpoints/filters/audit_init.go`).
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// How long a client may go on sending on an upgraded connection that the API server has ended.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Answers one request of a client.
+pub async fn serve(
+    shared: Arc<Shared>,
+    connection: Arc<ClientConnection>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let version = request.version();
+    let audit_id = new_audit_id();
+    let mut record = AccessRecord::new(&audit_id, request.method(), request.uri().path());
+    let answer = answer(&shared, &connection, request, &audit_id, &mut record).await;
+    let mut response = match answer {
+        Ok(Answer::Tunnelled(head, body)) => {
+            record.set_status(head.status());
+            let (parts, ()) = head.into_parts();
+            let body = TunnelledBody { body: body.body, _upload: body.upload, stream: body.stream, record };
+            Response::from_parts(parts, AnswerBody::Tunnelled(Box::new(body)))
+        }
+        Ok(Answer::Upgraded(head, upgraded)) => {
+            record.set_status(head.status());
+            shared.tasks.spawn(upgraded.run(record));
+            head.map(|()| AnswerBody::from(bytes::Bytes::new()))
+        }
+        Err(status) => {
+            record.set_status(status.code());
+            record.complete();
+            own_answer(status, version)
+        }
+    };
+    if let Ok(id) = HeaderValue::try_from(audit_id) {
+        response.headers_mut().entry(AUDIT_ID).or_insert(id);
+    }
+    Ok(response)
+}
+
+/// What a request is answered with.
+enum Answer {
+    Tunnelled(Response<()>, AnswerRest),
+    Upgraded(Response<()>, UpgradedExchange),
+}
+
+struct AnswerRest {
+    body: ReceivedBody,
+    upload: Option<super::body::AbortOnDrop>,
+    stream: super::registry::OpenStream,
+}
+
+async fn answer(
+    shared: &Shared,
+    connection: &ClientConnection,
+    mut request: Request<Incoming>,
+    audit_id: &str,
+    record: &mut AccessRecord,
+) -> Result<Answer, Status> {
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+
+    let user = shared.authenticator.authenticate(connection, &mut parts.headers)?;
+    record.set_user(&user.identity);
+
+    let route = Route::of(&parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
+    record.set_cluster(&route.cluster);
+    if !shared.clusters.contains(&route.cluster).await {
+        return Err(Status::unknown_cluster(&route.cluster));
+    }
+
+    let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
+    shared
+        .config
+        .authorization
+        .mode
+        .authorize(&user.identity, &route.cluster, &info)
+        .map_err(|why| Status::forbidden(&user.identity, &info, &why))?;
+
+    let head = request_head(parts, &route, user.identity, connection, audit_id)?;
+    record.set_requested_user(head.requested.as_ref());
+    if head.upgrade.is_some() && !body.is_end_stream() {
+        return Err(Status::bad_request("an upgrade request must not have a body"));
+    }
+    let (method, upgrade) = (head.method.clone(), head.upgrade);
+
+    let outgoing = Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
+    let exchange = dispatch(&shared.registry, outgoing, shared.patience).await?;
+    passed_on(exchange, &route, &method, upgrade, on_upgrade).await
+}
+
+/// The head that travels: without what belongs to the client's connection, and with an identity only in its own fields.
+fn request_head(
+    mut parts: Parts,
+    route: &Route,
+    identity: Identity,
+    connection: &ClientConnection,
+    audit_id: &str,
+) -> Result<RequestHead, Status> {
+    let bad_request = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
+    let upgrade = requested_upgrade(&parts.headers, parts.version).map_err(|error| bad_request(&error))?;
+    headers::strip_hop_by_hop(&mut parts.headers).map_err(|error| bad_request(&error))?;
+    let requested = impersonation::requested(&parts.headers).map_err(|error| bad_request(&error))?;
+    headers::strip_identity(&mut parts.headers);
+    // The agent knows which host it talks to, the stub itself has told the client to continue, and the id is the stub's to give.
+    for name in [HOST, EXPECT, AUDIT_ID] {
+        parts.headers.remove(name);
+    }
+    Ok(RequestHead {
+        audit_id: audit_id.to_owned(),
+        method: parts.method,
+        target: route.target.clone(),
+        headers: parts.headers,
+        identity,
+        requested,
+        bearer_token: None,
+        upgrade,
+        client_address: Some(connection.address.ip().to_canonical()),
+    })
+}
+
+/// The agent's answer as the client gets it.
+async fn passed_on(
+    exchange: Exchange,
+    route: &Route,
+    method: &Method,
+    upgrade: Option<UpgradeProtocol>,
+    on_upgrade: OnUpgrade,
+) -> Result<Answer, Status> {
+    let Exchange { head, frames, sender, upload, stream } = exchange;
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let (Some(upgrade), Some(mut sender)) = (upgrade, sender) else {
+            return Err(Status::bad_gateway("the API server switched protocols without having been asked to"));
+        };
+        sender.make_raw();
+        write_upgrade(response.headers_mut(), upgrade);
+        return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream }));
+    }
+    if let Some(mut sender) = sender {
+        // A refused upgrade: no byte of the client ever follows. The answer may be read to its end all the same.
+        sender.finish().await.map_err(|error| Status::bad_gateway(error.to_string()))?;
+    }
+    headers::strip_hop_by_hop(response.headers_mut()).map_err(|error| Status::bad_gateway(error.to_string()))?;
+    prefix_location(response.headers_mut(), &route.prefix);
+    let length = if has_body(method, head.status) { content_length(response.headers()) } else { None };
+    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream };
+    Ok(Answer::Tunnelled(response, rest))
+}
+
+fn write_upgrade(headers: &mut HeaderMap, upgrade: UpgradeProtocol) {
+    headers.insert(http::header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(http::header::UPGRADE, HeaderValue::from_static(upgrade.as_str()));
+}
+
+/// The agent has made every Location relative to the API server; here it becomes relative to the stub.
+fn prefix_location(headers: &mut HeaderMap, prefix: &str) {
+    let prefixed = headers
+        .get(LOCATION)
+        .and_then(|location| location.to_str().ok())
+        .filter(|location| location.starts_with('/'))
+        .and_then(|location| HeaderValue::try_from(format!("{prefix}{location}")).ok());
+    if let Some(location) = prefixed {
+        headers.insert(LOCATION, location);
+    }
+}
+
+fn has_body(method: &Method, status: StatusCode) -> bool {
+    *method != Method::HEAD && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The stub's own words. HTTP/2 knows no `Connection` (RFC 9113, section 8.2.2).
+fn own_answer(status: Status, version: Version) -> Response<AnswerBody> {
+    let mut response = status.into_response().map(AnswerBody::from);
+    if version == Version::HTTP_2 {
+        response.headers_mut().remove(http::header::CONNECTION);
+    }
+    response
+}
+
+/// An exchange whose stream has become an upgraded connection.
+struct UpgradedExchange {
+    on_upgrade: OnUpgrade,
+    sender: crate::carrier::FrameSender,
+    frames: crate::carrier::FrameReceiver,
+    stream: super::registry::OpenStream,
+}
+
+impl UpgradedExchange {
+    async fn run(self, mut record: AccessRecord) {
+        let socket = match self.on_upgrade.await.map(ClientSocket::new) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return record.broken_off(&"the connection is not one of the front's"),
+            // The client went away before it had the 101; dropping the streams tells the agent.
+            Err(_gone) => return,
+        };
+        let end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)).await;
+        self.stream.add_to_client(end.received);
+        self.stream.add_from_client(end.sent);
+        record.add_bytes(end.received);
+        if end.clean {
+            record.complete();
+        }
+    }
+}
+
+fn new_audit_id() -> String {
+    // The form of a UUID of version 4 (RFC 9562, section 5.4), like the API server's own.
+    let random = rand::random::<u128>();
+    let id = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
+    let hex = format!("{id:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}

@@ -1,0 +1,300 @@
+//! Where agents come in: QUIC connections, what is said on their control streams, and what becomes of them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::enrollment;
+use super::registry::AgentLink;
+use super::shared::Shared;
+use crate::carrier::{
+    Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, QuicListener, ReceiveError, SendError,
+};
+use crate::pki::{AgentIdentity, Validity};
+use crate::wire::{
+    ALPN_ENROLLMENT, ALPN_TUNNEL, Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Welcome,
+};
+
+/// Accepts agents until `shutdown`, then tells them to go elsewhere.
+pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: CancellationToken) {
+    while let Some(Some(incoming)) = shutdown.run_until_cancelled(listener.accept()).await {
+        let (shared, shutdown) = (shared.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let address = incoming.remote_address();
+            if let Err(error) = accept(&shared, incoming, shutdown).await {
+                tracing::warn!(%address, "refused a connection to the tunnel: {error}");
+            }
+        });
+    }
+    shared.tasks.close();
+    if timeout(shared.config.limits.shutdown(), shared.tasks.wait()).await.is_err() {
+        tracing::warn!("some requests did not end in time and are cut off");
+    }
+    listener.close("the stub is shutting down", Duration::from_secs(1)).await;
+}
+
+/// Why a connection did not become an agent's.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("the QUIC handshake failed: {0}")]
+    Handshake(#[from] ConnectionEnd),
+    #[error("the peer was silent for too long")]
+    Silent,
+    #[error("no certificate was presented; an agent without one has to enrol with a join token")]
+    NoCertificate,
+    #[error("the certificate is not an agent's: {0}")]
+    Certificate(#[from] crate::pki::CertificateError),
+    #[error("the certificate of {0} has expired")]
+    Expired(AgentIdentity),
+    #[error("{identity} says that it serves cluster \"{claimed}\"")]
+    OtherCluster { identity: AgentIdentity, claimed: crate::wire::ClusterId },
+    #[error("the control stream: {0}")]
+    Receive(#[from] ReceiveError),
+    #[error("the control stream: {0}")]
+    Send(#[from] SendError),
+    #[error("the first message was not what it has to be")]
+    UnexpectedMessage,
+    #[error(transparent)]
+    Enrollment(#[from] enrollment::EnrollmentError),
+}
+
+impl Refusal {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Silent => ErrorCode::HandshakeTimeout,
+            Self::NoCertificate | Self::Certificate(_) | Self::Expired(_) | Self::OtherCluster { .. } => {
+                ErrorCode::IdentityRejected
+            }
+            Self::Receive(ReceiveError::Frame(error)) => error.code(),
+            Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
+            Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
+            Self::Handshake(_) | Self::Receive(_) | Self::Send(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+/// One connection, from its handshake to its end.
+async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: CancellationToken) -> Result<(), Refusal> {
+    let patience = shared.config.limits.handshake();
+    let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
+    let enrolls = connection.protocol().as_deref() == Some(ALPN_ENROLLMENT);
+    let result = match connection.protocol().as_deref() {
+        Some(ALPN_TUNNEL) => serve_agent(shared, &connection, shutdown).await,
+        _ if enrolls => enroll(shared, &connection, patience).await,
+        // TLS agrees only on a protocol that was offered.
+        _ => Err(Refusal::UnexpectedMessage),
+    };
+    if let Err(refusal) = &result {
+        connection.close(refusal.code(), &refusal.to_string());
+    }
+    result
+}
+
+async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
+    let (mut sender, mut receiver) =
+        control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
+        return Err(Refusal::UnexpectedMessage);
+    };
+    match enrollment::enroll(shared, &request, connection.remote_address()).await {
+        Ok(certificate) => last_word(connection, &mut sender, Frame::Certificate(certificate), patience).await,
+        Err(error) => {
+            let refused = Frame::Refused(Refused { reason: error.peer_message() });
+            last_word(connection, &mut sender, refused, patience).await?;
+            Err(error.into())
+        }
+    }
+}
+
+/// Says the last thing on a connection and leaves it to the agent to close it: closing it here could overtake the word.
+async fn last_word(
+    connection: &Connection,
+    sender: &mut FrameSender,
+    frame: Frame,
+    patience: Duration,
+) -> Result<(), Refusal> {
+    sender.send(&frame).await?;
+    sender.finish().await.map_err(SendError::from)?;
+    let _ = timeout(patience, connection.closed()).await;
+    Ok(())
+}
+
+async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+    let patience = shared.config.limits.handshake();
+    let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
+    let identity = AgentIdentity::from_certificate(&certificate)?;
+    // A resumed session is not verified again by TLS.
+    let validity = Validity::of(&certificate)?;
+    if validity.is_expired(SystemTime::now()) {
+        return Err(Refusal::Expired(identity));
+    }
+    let (mut sender, mut receiver) = control_stream(connection, FrameReader::for_accepted_control(), patience).await?;
+    let Some(Frame::Hello(hello)) = next_within(&mut receiver, patience).await? else {
+        return Err(Refusal::UnexpectedMessage);
+    };
+    if hello.cluster != identity.cluster {
+        let reason = format!("your certificate is for cluster \"{}\"", identity.cluster);
+        last_word(connection, &mut sender, Frame::Refused(Refused { reason }), patience).await?;
+        return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
+    }
+    let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
+
+    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
+    let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
+    log_connected(&link);
+    shared.registry.add(link.clone());
+    let end = session.run(sender, receiver, shutdown).await;
+    shared.registry.remove(&link);
+    connection.close(end.code(), &end.to_string());
+    tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
+    Ok(())
+}
+
+fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
+    Welcome { stub: shared.config.name.clone(), report_interval, other_stubs: Vec::new() }
+}
+
+fn log_connected(link: &AgentLink) {
+    let Hello { software, .. } = &link.hello;
+    tracing::info!(
+        cluster = %link.identity.cluster,
+        agent = %link.identity.agent,
+        address = %link.connection.remote_address(),
+        software,
+        "agent connected"
+    );
+}
+
+/// The stream that the agent opens, to be read by `reader`.
+async fn control_stream(
+    connection: &Connection,
+    reader: FrameReader,
+    patience: Duration,
+) -> Result<(FrameSender, FrameReceiver), Refusal> {
+    let (send, recv) = timeout(patience, connection.accept()).await.map_err(|_elapsed| Refusal::Silent)??;
+    Ok((FrameSender::new(send), FrameReceiver::new(recv, reader)))
+}
+
+async fn next_within(receiver: &mut FrameReceiver, patience: Duration) -> Result<Option<Frame>, Refusal> {
+    Ok(timeout(patience, receiver.next_frame()).await.map_err(|_elapsed| Refusal::Silent)??)
+}
+
+/// Why an agent's session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionEnd {
+    #[error("{0}")]
+    Connection(ConnectionEnd),
+    #[error("its control stream ended")]
+    ControlStreamEnded,
+    #[error("its control stream: {0}")]
+    Receive(ReceiveError),
+    #[error("its control stream: {0}")]
+    Send(#[from] SendError),
+    #[error("it sent what an agent must not send")]
+    UnexpectedMessage,
+    #[error("its certificate has expired without having been renewed")]
+    CertificateExpired,
+}
+
+impl SessionEnd {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Connection(_) | Self::ControlStreamEnded => ErrorCode::NoError,
+            Self::Receive(ReceiveError::Frame(error)) => error.code(),
+            Self::Receive(_) | Self::Send(_) => ErrorCode::Internal,
+            Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
+            Self::CertificateExpired => ErrorCode::IdentityRejected,
+        }
+    }
+}
+
+/// A connected agent's control stream.
+struct Session<'a> {
+    shared: &'a Shared,
+    link: &'a AgentLink,
+    expires: Instant,
+    told_to_leave: bool,
+}
+
+impl Session<'_> {
+    async fn run(
+        mut self,
+        mut sender: FrameSender,
+        mut receiver: FrameReceiver,
+        shutdown: CancellationToken,
+    ) -> SessionEnd {
+        loop {
+            tokio::select! {
+                end = self.link.connection.closed() => return SessionEnd::Connection(end),
+                () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
+                () = shutdown.cancelled(), if !self.told_to_leave => {
+                    self.told_to_leave = true;
+                    let drain = Drain { reason: "the stub is shutting down".to_owned() };
+                    if let Err(error) = sender.send(&Frame::Drain(drain)).await {
+                        return error.into();
+                    }
+                }
+                frame = receiver.next_frame() => match frame {
+                    Ok(Some(frame)) => {
+                        if let Err(end) = self.heard(frame, &mut sender).await {
+                            return end;
+                        }
+                    }
+                    Ok(None) => return SessionEnd::ControlStreamEnded,
+                    Err(error) => return SessionEnd::Receive(error),
+                },
+            }
+        }
+    }
+
+    async fn heard(&mut self, frame: Frame, sender: &mut FrameSender) -> Result<(), SessionEnd> {
+        match frame {
+            Frame::Report(report) => self.link.report(report),
+            Frame::Drain(drain) => {
+                tracing::info!(
+                    cluster = %self.link.identity.cluster,
+                    agent = %self.link.identity.agent,
+                    "agent takes no more requests: {}",
+                    drain.reason
+                );
+                self.link.drain();
+            }
+            Frame::Renew(renew) => {
+                let answer = self.renew(renew).await;
+                sender.send(&answer).await?;
+            }
+            _ => return Err(SessionEnd::UnexpectedMessage),
+        }
+        Ok(())
+    }
+
+    /// A new certificate for the identity that the old one has; nothing in the request can change it.
+    async fn renew(&mut self, renew: Renew) -> Frame {
+        let issued = enrollment::issue(self.shared, renew.request, self.link.identity.clone()).await;
+        match issued {
+            Ok(issued) => {
+                tracing::info!(
+                    cluster = %self.link.identity.cluster,
+                    agent = %self.link.identity.agent,
+                    "renewed the agent's certificate"
+                );
+                self.expires = expiry(issued.not_after);
+                Frame::Certificate(Certificate { chain: issued.chain })
+            }
+            Err(error) => {
+                tracing::warn!(agent = %self.link.identity, "refused to renew a certificate: {error}");
+                Frame::Refused(Refused { reason: error.peer_message() })
+            }
+        }
+    }
+}
+
+/// The moment as a timer understands it.
+fn expiry(not_after: SystemTime) -> Instant {
+    let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    // Far enough away for any timer, should a certificate be valid for longer than the clock can count.
+    Instant::now() + left.min(Duration::from_secs(365 * 24 * 60 * 60))
+}
