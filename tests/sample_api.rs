@@ -43,13 +43,9 @@ impl Server {
         let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let key = certified.signing_key.serialize_der().try_into().unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap();
-        let mut config = config
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.into()], key)
-            .unwrap();
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config = config.with_no_client_auth().with_single_cert(vec![certified.cert.into()], key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Self::with_tls(api, Some(Arc::new(config))).await
     }
@@ -60,12 +56,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let scheme = if tls.is_some() { "https" } else { "http" };
         tokio::spawn(api.clone().serve(listener, tls, shutdown.clone()));
-        Self {
-            address,
-            url: format!("{scheme}://{address}"),
-            api,
-            _shutdown: shutdown.drop_guard(),
-        }
+        Self { address, url: format!("{scheme}://{address}"), api, _shutdown: shutdown.drop_guard() }
     }
 
     /// One HTTP/1.1 exchange on a connection of its own; the whole answer.
@@ -73,9 +64,7 @@ impl Server {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer))
-            .await
-            .unwrap();
+        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap();
         if let Err(error) = read {
             answer.extend_from_slice(format!("[{}]", error.kind()).as_bytes());
         }
@@ -83,10 +72,7 @@ impl Server {
     }
 
     async fn get(&self, path: &str, headers: &str) -> String {
-        self.exchange(&format!(
-            "GET {path} HTTP/1.1\r\nHost: sample\r\nConnection: close\r\n{headers}\r\n"
-        ))
-        .await
+        self.exchange(&format!("GET {path} HTTP/1.1\r\nHost: sample\r\nConnection: close\r\n{headers}\r\n")).await
     }
 }
 
@@ -100,26 +86,17 @@ struct Kubectl {
 impl Kubectl {
     /// The newest there is: it streams over WebSocket.
     fn newest(server: &Server) -> Option<Self> {
-        let program = std::env::var_os("QTUNNEL_KUBECTL")
-            .map(PathBuf::from)
-            .or_else(|| {
-                std::env::split_paths(&std::env::var_os("PATH")?)
-                    .map(|folder| folder.join("kubectl"))
-                    .find(|p| p.is_file())
-            });
+        let program = std::env::var_os("QTUNNEL_KUBECTL").map(PathBuf::from).or_else(|| {
+            std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join("kubectl")).find(|p| p.is_file())
+        });
         Self::of(server, program, "kubectl")
     }
 
     /// Version 1.20: it streams over SPDY, and reads plain discovery and OpenAPI version 2.
     fn spdy(server: &Server) -> Option<Self> {
-        let built =
-            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/kubectl-1.20/usr/bin/kubectl");
+        let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/kubectl-1.20/usr/bin/kubectl");
         let program = std::env::var_os("QTUNNEL_KUBECTL_SPDY").map(PathBuf::from);
-        Self::of(
-            server,
-            program.or(Some(built)).filter(|program| program.is_file()),
-            "kubectl 1.20",
-        )
+        Self::of(server, program.or(Some(built)).filter(|program| program.is_file()), "kubectl 1.20")
     }
 
     fn of(server: &Server, program: Option<PathBuf>, name: &str) -> Option<Self> {
@@ -128,53 +105,31 @@ impl Kubectl {
             return None;
         };
         let home = tempfile::tempdir().unwrap();
-        Some(Self {
-            program,
-            server: server.url.clone(),
-            home,
-        })
+        Some(Self { program, server: server.url.clone(), home })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command
-            .env_clear()
-            .env("HOME", self.home.path())
-            .env("PATH", "/usr/bin:/bin")
-            .current_dir(self.home.path());
+        command.env_clear().env("HOME", self.home.path()).env("PATH", "/usr/bin:/bin").current_dir(self.home.path());
         command.arg("--server").arg(&self.server).args(arguments);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }
 
     /// Runs to the end.
     async fn run(&self, arguments: &[&str]) -> Output {
-        tokio::time::timeout(DEADLINE, self.command(arguments).output())
-            .await
-            .expect("kubectl in time")
-            .unwrap()
+        tokio::time::timeout(DEADLINE, self.command(arguments).output()).await.expect("kubectl in time").unwrap()
     }
 
     /// Runs with this input to the end.
     async fn run_with(&self, arguments: &[&str], input: &[u8]) -> Output {
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let input = input.to_vec();
         let writer = tokio::spawn(async move {
             stdin.write_all(&input).await.unwrap();
         });
-        let output = tokio::time::timeout(DEADLINE, child.wait_with_output())
-            .await
-            .expect("kubectl in time")
-            .unwrap();
+        let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await.expect("kubectl in time").unwrap();
         writer.await.unwrap();
         output
     }
@@ -182,22 +137,14 @@ impl Kubectl {
     /// Runs, must succeed, and gives what it printed.
     async fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            text(&output.stderr)
-        );
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
     }
 
     /// Runs, must fail, and gives what it complained.
     async fn fails(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
-        assert!(
-            !output.status.success(),
-            "{arguments:?}: {}",
-            text(&output.stdout)
-        );
+        assert!(!output.status.success(), "{arguments:?}: {}", text(&output.stdout));
         text(&output.stderr)
     }
 
@@ -214,54 +161,27 @@ fn text(bytes: &[u8]) -> String {
 
 /// The kubectls there are.
 fn kubectls(server: &Server) -> Vec<Kubectl> {
-    [Kubectl::newest(server), Kubectl::spdy(server)]
-        .into_iter()
-        .flatten()
-        .collect()
+    [Kubectl::newest(server), Kubectl::spdy(server)].into_iter().flatten().collect()
 }
 
-const CONFIG_MAP: &str =
-    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cap, namespace: demo}\ndata: {a: \"1\"}\n";
+const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cap, namespace: demo}\ndata: {a: \"1\"}\n";
 
 #[tokio::test]
 async fn kubectl_reads_tables_and_objects() {
     let server = Server::start().await;
     for kubectl in kubectls(&server) {
         let pods = kubectl.ok(&["get", "pods", "-n", "demo"]).await;
-        assert!(
-            pods.starts_with("NAME") && pods.contains("web") && pods.contains("3/3"),
-            "{pods}"
-        );
+        assert!(pods.starts_with("NAME") && pods.contains("web") && pods.contains("3/3"), "{pods}");
         let all = kubectl.ok(&["get", "pods", "-A", "-o", "name"]).await;
         assert!(all.contains("pod/dns"), "{all}");
-        let uid = kubectl
-            .ok(&["get", "ns", "kube-system", "-o", "jsonpath={.metadata.uid}"])
-            .await;
+        let uid = kubectl.ok(&["get", "ns", "kube-system", "-o", "jsonpath={.metadata.uid}"]).await;
         assert_eq!(uid, server.api.cluster_uid());
         assert!(kubectl.ok(&["api-resources"]).await.contains("deployments"));
-        assert!(
-            kubectl
-                .ok(&["get", "cm", "-n", "demo", "-l", "app=web"])
-                .await
-                .contains("settings")
-        );
+        assert!(kubectl.ok(&["get", "cm", "-n", "demo", "-l", "app=web"]).await.contains("settings"));
         let missing = kubectl.fails(&["get", "pod", "nope", "-n", "demo"]).await;
-        assert!(
-            missing.contains("Error from server (NotFound): pods \"nope\" not found"),
-            "{missing}"
-        );
-        assert!(
-            kubectl
-                .ok(&["explain", "configmap.data"])
-                .await
-                .contains("configuration data")
-        );
-        assert!(
-            kubectl
-                .ok(&["describe", "pod", "web", "-n", "demo"])
-                .await
-                .contains("sidecar")
-        );
+        assert!(missing.contains("Error from server (NotFound): pods \"nope\" not found"), "{missing}");
+        assert!(kubectl.ok(&["explain", "configmap.data"]).await.contains("configuration data"));
+        assert!(kubectl.ok(&["describe", "pod", "web", "-n", "demo"]).await.contains("sidecar"));
     }
 }
 
@@ -270,19 +190,10 @@ async fn kubectl_applies_patches_and_deletes() {
     let server = Server::start().await;
     for kubectl in kubectls(&server) {
         let file = kubectl.file("cm.yaml", CONFIG_MAP);
-        assert_eq!(
-            kubectl.ok(&["apply", "-f", &file]).await,
-            "configmap/cap created\n"
-        );
+        assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap created\n");
         kubectl.file("cm.yaml", &CONFIG_MAP.replace("\"1\"", "\"2\""));
-        assert_eq!(
-            kubectl.ok(&["apply", "-f", &file]).await,
-            "configmap/cap configured\n"
-        );
-        assert_eq!(
-            kubectl.ok(&["apply", "-f", &file]).await,
-            "configmap/cap unchanged\n"
-        );
+        assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap configured\n");
+        assert_eq!(kubectl.ok(&["apply", "-f", &file]).await, "configmap/cap unchanged\n");
         kubectl
             .ok(&[
                 "patch",
@@ -295,80 +206,27 @@ async fn kubectl_applies_patches_and_deletes() {
                 r#"[{"op":"add","path":"/data/b","value":"x"}]"#,
             ])
             .await;
-        kubectl
-            .ok(&["label", "cm", "cap", "-n", "demo", "a=b"])
-            .await;
+        kubectl.ok(&["label", "cm", "cap", "-n", "demo", "a=b"]).await;
         let value = kubectl
-            .ok(&[
-                "get",
-                "cm",
-                "cap",
-                "-n",
-                "demo",
-                "-o",
-                "jsonpath={.data.a}{.data.b}{.metadata.labels.a}",
-            ])
+            .ok(&["get", "cm", "cap", "-n", "demo", "-o", "jsonpath={.data.a}{.data.b}{.metadata.labels.a}"])
             .await;
         assert_eq!(value, "2xb");
         let conflict = kubectl.fails(&["create", "cm", "cap", "-n", "demo"]).await;
-        assert!(
-            conflict.contains("configmaps \"cap\" already exists"),
-            "{conflict}"
-        );
-        assert_eq!(
-            kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await,
-            "configmap \"cap\" deleted\n"
-        );
+        assert!(conflict.contains("configmaps \"cap\" already exists"), "{conflict}");
+        assert_eq!(kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await, "configmap \"cap\" deleted\n");
         let server_side = kubectl.ok(&["apply", "--server-side", "-f", &file]).await;
         assert_eq!(server_side, "configmap/cap serverside-applied\n");
-        let bad = kubectl.file(
-            "bad.yaml",
-            &CONFIG_MAP
-                .replace("a: \"1\"", "\"bad key!\": \"1\"")
-                .replace("cap", "bad"),
-        );
-        assert!(
-            kubectl
-                .fails(&["apply", "-f", &bad])
-                .await
-                .contains("a valid config key must consist of")
-        );
+        let bad =
+            kubectl.file("bad.yaml", &CONFIG_MAP.replace("a: \"1\"", "\"bad key!\": \"1\"").replace("cap", "bad"));
+        assert!(kubectl.fails(&["apply", "-f", &bad]).await.contains("a valid config key must consist of"));
         kubectl.ok(&["delete", "cm", "--all", "-n", "demo"]).await;
-        kubectl
-            .ok(&["scale", "deployment", "web", "-n", "demo", "--replicas=3"])
-            .await;
-        kubectl
-            .ok(&[
-                "rollout",
-                "status",
-                "deployment",
-                "web",
-                "-n",
-                "demo",
-                "--timeout=10s",
-            ])
-            .await;
+        kubectl.ok(&["scale", "deployment", "web", "-n", "demo", "--replicas=3"]).await;
+        kubectl.ok(&["rollout", "status", "deployment", "web", "-n", "demo", "--timeout=10s"]).await;
         kubectl.ok(&["create", "namespace", "fresh"]).await;
-        kubectl
-            .ok(&["run", "one", "--image=none", "-n", "fresh"])
-            .await;
-        kubectl
-            .ok(&[
-                "wait",
-                "pod/one",
-                "-n",
-                "fresh",
-                "--for=condition=Ready",
-                "--timeout=10s",
-            ])
-            .await;
+        kubectl.ok(&["run", "one", "--image=none", "-n", "fresh"]).await;
+        kubectl.ok(&["wait", "pod/one", "-n", "fresh", "--for=condition=Ready", "--timeout=10s"]).await;
         kubectl.ok(&["delete", "namespace", "fresh"]).await;
-        assert!(
-            kubectl
-                .fails(&["get", "pod", "one", "-n", "fresh"])
-                .await
-                .contains("NotFound")
-        );
+        assert!(kubectl.fails(&["get", "pod", "one", "-n", "fresh"]).await.contains("NotFound"));
     }
 }
 
@@ -376,45 +234,22 @@ async fn kubectl_applies_patches_and_deletes() {
 async fn kubectl_exec_carries_input_output_and_exit_codes() {
     let server = Server::start().await;
     for kubectl in kubectls(&server) {
-        let exec =
-            |rest: &[&'static str]| [&["exec", "-n", "demo", "web", "-c", "web"], rest].concat();
+        let exec = |rest: &[&'static str]| [&["exec", "-n", "demo", "web", "-c", "web"], rest].concat();
         assert_eq!(kubectl.ok(&exec(&["--", "echo", "hi"])).await, "hi\n");
-        let output = kubectl
-            .run(&exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"]))
-            .await;
-        assert_eq!(
-            (text(&output.stdout), output.status.code()),
-            ("out\n".to_owned(), Some(7))
-        );
+        let output = kubectl.run(&exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"])).await;
+        assert_eq!((text(&output.stdout), output.status.code()), ("out\n".to_owned(), Some(7)));
         assert!(text(&output.stderr).starts_with("err\n"));
         let input: Vec<u8> = (0..200_000_u32).map(|n| (n * 7 % 251) as u8).collect();
         let output = kubectl.run_with(&exec(&["-i", "--", "cat"]), &input).await;
-        assert!(
-            output.stdout == input,
-            "{} bytes came back; {}",
-            output.stdout.len(),
-            text(&output.stderr)
-        );
-        let output = kubectl
-            .run_with(&exec(&["-i", "--", "wc", "-c"]), &input)
-            .await;
+        assert!(output.stdout == input, "{} bytes came back; {}", output.stdout.len(), text(&output.stderr));
+        let output = kubectl.run_with(&exec(&["-i", "--", "wc", "-c"]), &input).await;
         assert_eq!(text(&output.stdout), "200000\n");
-        let zeros = kubectl
-            .run(&exec(&["--", "head", "-c", "5000000", "/dev/zero"]))
-            .await;
+        let zeros = kubectl.run(&exec(&["--", "head", "-c", "5000000", "/dev/zero"])).await;
         assert_eq!(zeros.stdout.len(), 5_000_000);
         let missing = kubectl.fails(&exec(&["--", "/no/such/program"])).await;
-        assert!(
-            missing.contains("stat /no/such/program: no such file or directory"),
-            "{missing}"
-        );
-        let unknown = kubectl
-            .fails(&["exec", "-n", "demo", "web", "-c", "nope", "--", "echo"])
-            .await;
-        assert!(
-            unknown.contains("container nope is not valid for pod web"),
-            "{unknown}"
-        );
+        assert!(missing.contains("stat /no/such/program: no such file or directory"), "{missing}");
+        let unknown = kubectl.fails(&["exec", "-n", "demo", "web", "-c", "nope", "--", "echo"]).await;
+        assert!(unknown.contains("container nope is not valid for pod web"), "{unknown}");
     }
 }
 
@@ -426,25 +261,13 @@ async fn kubectl_cp_works_both_ways() {
         std::fs::create_dir_all(&folder).unwrap();
         let content: Vec<u8> = (0..100_000_u32).map(|n| (n * 31 % 256) as u8).collect();
         std::fs::write(folder.join("b.bin"), &content).unwrap();
-        std::fs::write(
-            kubectl.home.path().join("d").join("a".repeat(120)),
-            "long name",
-        )
-        .unwrap();
-        kubectl
-            .ok(&["cp", "-n", "demo", "d", "web:/tmp/d", "-c", "web"])
-            .await;
-        kubectl
-            .ok(&["cp", "-n", "demo", "web:/tmp/d", "back", "-c", "web"])
-            .await;
+        std::fs::write(kubectl.home.path().join("d").join("a".repeat(120)), "long name").unwrap();
+        kubectl.ok(&["cp", "-n", "demo", "d", "web:/tmp/d", "-c", "web"]).await;
+        kubectl.ok(&["cp", "-n", "demo", "web:/tmp/d", "back", "-c", "web"]).await;
         assert!(std::fs::read(kubectl.home.path().join("back/sub/b.bin")).unwrap() == content);
         let long = kubectl.home.path().join("back").join("a".repeat(120));
         assert_eq!(std::fs::read_to_string(long).unwrap(), "long name");
-        kubectl
-            .ok(&[
-                "exec", "-n", "demo", "web", "-c", "web", "--", "rm", "-rf", "/tmp/d",
-            ])
-            .await;
+        kubectl.ok(&["exec", "-n", "demo", "web", "-c", "web", "--", "rm", "-rf", "/tmp/d"]).await;
     }
 }
 
@@ -454,31 +277,16 @@ async fn kubectl_attaches_and_reads_logs() {
     for kubectl in kubectls(&server) {
         let attach = ["attach", "-n", "demo", "web", "-c", "sidecar", "-i"];
         let output = kubectl.run_with(&attach, b"hello attach\n").await;
-        assert!(
-            text(&output.stdout).ends_with("hello attach\n"),
-            "{output:?}"
-        );
-        let tail = kubectl
-            .ok(&["logs", "-n", "demo", "web", "-c", "fast", "--tail=3"])
-            .await;
-        assert_eq!(
-            tail.lines()
-                .filter(|line| line.starts_with("tick "))
-                .count(),
-            3
-        );
-        let mut follow = kubectl
-            .command(&["logs", "-n", "demo", "web", "-c", "fast", "-f", "--tail=1"])
-            .spawn()
-            .unwrap();
+        assert!(text(&output.stdout).ends_with("hello attach\n"), "{output:?}");
+        let tail = kubectl.ok(&["logs", "-n", "demo", "web", "-c", "fast", "--tail=3"]).await;
+        assert_eq!(tail.lines().filter(|line| line.starts_with("tick ")).count(), 3);
+        let mut follow =
+            kubectl.command(&["logs", "-n", "demo", "web", "-c", "fast", "-f", "--tail=1"]).spawn().unwrap();
         let mut stdout = follow.stdout.take().unwrap();
         let mut arrived = String::new();
         while arrived.lines().count() < 20 {
             let mut piece = [0; 1024];
-            let count = tokio::time::timeout(DEADLINE, stdout.read(&mut piece))
-                .await
-                .unwrap()
-                .unwrap();
+            let count = tokio::time::timeout(DEADLINE, stdout.read(&mut piece)).await.unwrap().unwrap();
             assert!(count > 0, "the log ended: {arrived}");
             arrived.push_str(&text(&piece[..count]));
         }
@@ -489,35 +297,16 @@ async fn kubectl_attaches_and_reads_logs() {
 /// A running `kubectl port-forward` and its local port.
 async fn forward(kubectl: &Kubectl, port: u16) -> (tokio::process::Child, u16) {
     let mapping = format!(":{port}");
-    let arguments = [
-        "port-forward",
-        "-n",
-        "demo",
-        "pod/web",
-        &mapping,
-        "--address",
-        "127.0.0.1",
-    ];
+    let arguments = ["port-forward", "-n", "demo", "pod/web", &mapping, "--address", "127.0.0.1"];
     let mut child = kubectl.command(&arguments).spawn().unwrap();
     let mut line = String::new();
     let mut stdout = child.stdout.take().unwrap();
     while !line.contains('\n') {
-        let byte = tokio::time::timeout(DEADLINE, stdout.read_u8())
-            .await
-            .unwrap()
-            .unwrap();
+        let byte = tokio::time::timeout(DEADLINE, stdout.read_u8()).await.unwrap().unwrap();
         line.push(byte as char);
     }
     // Forwarding from 127.0.0.1:40123 -> 80
-    let port = line
-        .split("127.0.0.1:")
-        .nth(1)
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let port = line.split("127.0.0.1:").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     tokio::spawn(async move {
         let mut rest = Vec::new();
         let _ = stdout.read_to_end(&mut rest).await;
@@ -534,10 +323,7 @@ async fn through(port: u16, sent: &[u8]) -> Vec<u8> {
         writer.shutdown().await.unwrap();
     });
     let mut got = Vec::new();
-    tokio::time::timeout(DEADLINE, reader.read_to_end(&mut got))
-        .await
-        .expect("an answer in time")
-        .unwrap();
+    tokio::time::timeout(DEADLINE, reader.read_to_end(&mut got)).await.expect("an answer in time").unwrap();
     writing.await.unwrap();
     got
 }
@@ -548,9 +334,7 @@ async fn kubectl_forwards_many_connections_at_once() {
     for kubectl in kubectls(&server) {
         let (_http, http) = forward(&kubectl, 80).await;
         let request = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
-        let pages: Vec<_> = (0..20)
-            .map(|_| tokio::spawn(through(http, request)))
-            .collect();
+        let pages: Vec<_> = (0..20).map(|_| tokio::spawn(through(http, request))).collect();
         for page in pages {
             assert!(text(&page.await.unwrap()).ends_with("hello from web\n"));
         }
@@ -565,11 +349,7 @@ async fn kubectl_forwards_many_connections_at_once() {
         assert_eq!(through(port, b"").await, b"");
         closed.start_kill().unwrap();
         let complaint = closed.wait_with_output().await.unwrap();
-        assert!(
-            text(&complaint.stderr).contains("connection refused"),
-            "{}",
-            text(&complaint.stderr)
-        );
+        assert!(text(&complaint.stderr).contains("connection refused"), "{}", text(&complaint.stderr));
     }
 }
 
@@ -577,26 +357,11 @@ async fn kubectl_forwards_many_connections_at_once() {
 async fn kubectl_watches_what_changes() {
     let server = Server::start().await;
     for kubectl in kubectls(&server) {
-        let watch = kubectl
-            .command(&[
-                "get",
-                "cm",
-                "-n",
-                "demo",
-                "-w",
-                "-l",
-                "set=watch",
-                "-o",
-                "name",
-            ])
-            .spawn()
-            .unwrap();
+        let watch =
+            kubectl.command(&["get", "cm", "-n", "demo", "-w", "-l", "set=watch", "-o", "name"]).spawn().unwrap();
         let mut watch = watch;
         let mut stdout = watch.stdout.take().unwrap();
-        let file = kubectl.file(
-            "w.yaml",
-            &CONFIG_MAP.replace("name: cap", "name: w1, labels: {set: watch}"),
-        );
+        let file = kubectl.file("w.yaml", &CONFIG_MAP.replace("name: cap", "name: w1, labels: {set: watch}"));
         let writing = async {
             loop {
                 kubectl.ok(&["apply", "-f", &file]).await;
@@ -623,15 +388,9 @@ async fn a_watch_ends_in_time_and_says_when_it_starts_too_early() {
     let server = Server::start().await;
     let path = "/api/v1/namespaces/demo/configmaps?watch=true&timeoutSeconds=1";
     let answer = server.get(path, "").await;
-    assert!(
-        answer.contains("{\"object\":{\"apiVersion\":\"v1\"") && answer.ends_with("0\r\n\r\n"),
-        "{answer}"
-    );
+    assert!(answer.contains("{\"object\":{\"apiVersion\":\"v1\"") && answer.ends_with("0\r\n\r\n"), "{answer}");
     let answer = server.get(&format!("{path}&resourceVersion=1"), "").await;
-    assert!(
-        answer.contains("too old resource version: 1") && answer.contains("\"code\":410"),
-        "{answer}"
-    );
+    assert!(answer.contains("too old resource version: 1") && answer.contains("\"code\":410"), "{answer}");
 }
 
 fn guarded() -> SampleApi {
@@ -652,69 +411,26 @@ async fn tokens_rules_and_impersonation_are_enforced() {
     let server = Server::of(guarded()).await;
     let pods = "/api/v1/namespaces/demo/pods";
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
-    assert!(
-        server
-            .get(pods, &bearer("wrong"))
-            .await
-            .starts_with("HTTP/1.1 401")
-    );
+    assert!(server.get(pods, &bearer("wrong")).await.starts_with("HTTP/1.1 401"));
     let anonymous = server.get(pods, "").await;
     assert!(
         anonymous.starts_with("HTTP/1.1 403")
             && anonymous.contains(r#"User \"system:anonymous\" cannot list resource"#)
     );
-    assert!(
-        server
-            .get(pods, &bearer("alice-token"))
-            .await
-            .starts_with("HTTP/1.1 200")
-    );
-    let refused = server
-        .get(
-            "/api/v1/namespaces/kube-system/secrets",
-            &bearer("alice-token"),
-        )
-        .await;
+    assert!(server.get(pods, &bearer("alice-token")).await.starts_with("HTTP/1.1 200"));
+    let refused = server.get("/api/v1/namespaces/kube-system/secrets", &bearer("alice-token")).await;
     let message = r#""message":"secrets is forbidden: User \"alice\" cannot list resource \"secrets\" in API group \"\" in the namespace \"kube-system\"","reason":"Forbidden","details":{"kind":"secrets"},"code":403}"#;
     assert!(refused.ends_with(message), "{refused}");
     let as_alice = format!("{}Impersonate-User: alice\r\n", bearer("agent-token"));
-    assert!(
-        server
-            .get(pods, &as_alice)
-            .await
-            .starts_with("HTTP/1.1 200")
-    );
-    assert!(
-        server
-            .get("/api/v1/nodes", &as_alice)
-            .await
-            .starts_with("HTTP/1.1 403")
-    );
-    assert!(
-        server
-            .get("/api/v1/nodes", &bearer("agent-token"))
-            .await
-            .starts_with("HTTP/1.1 200")
-    );
-    let group_only = format!(
-        "{}Impersonate-Group: system:masters\r\n",
-        bearer("agent-token")
-    );
-    assert!(
-        server
-            .get(pods, &group_only)
-            .await
-            .starts_with("HTTP/1.1 400")
-    );
+    assert!(server.get(pods, &as_alice).await.starts_with("HTTP/1.1 200"));
+    assert!(server.get("/api/v1/nodes", &as_alice).await.starts_with("HTTP/1.1 403"));
+    assert!(server.get("/api/v1/nodes", &bearer("agent-token")).await.starts_with("HTTP/1.1 200"));
+    let group_only = format!("{}Impersonate-Group: system:masters\r\n", bearer("agent-token"));
+    assert!(server.get(pods, &group_only).await.starts_with("HTTP/1.1 400"));
     let exec = "/api/v1/namespaces/demo/pods/web/exec?command=true&stdout=true&container=web";
     let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n";
-    let refused = server
-        .get(exec, &format!("{}{upgrade}", bearer("alice-token")))
-        .await;
-    assert!(
-        refused.contains(r#"cannot create resource \"pods/exec\""#),
-        "{refused}"
-    );
+    let refused = server.get(exec, &format!("{}{upgrade}", bearer("alice-token"))).await;
+    assert!(refused.contains(r#"cannot create resource \"pods/exec\""#), "{refused}");
 }
 
 #[tokio::test]
@@ -724,39 +440,19 @@ async fn kubectl_auth_asks_who_and_what() {
         let as_user = |token: &'static str, rest: &[&'static str]| {
             [&["--insecure-skip-tls-verify", "--token", token], rest].concat()
         };
-        let can = kubectl
-            .ok(&as_user(
-                "alice-token",
-                &["auth", "can-i", "list", "pods", "-n", "demo"],
-            ))
-            .await;
+        let can = kubectl.ok(&as_user("alice-token", &["auth", "can-i", "list", "pods", "-n", "demo"])).await;
         assert_eq!(can, "yes\n");
-        let can = kubectl
-            .run(&as_user(
-                "alice-token",
-                &["auth", "can-i", "delete", "pods", "-n", "demo"],
-            ))
-            .await;
+        let can = kubectl.run(&as_user("alice-token", &["auth", "can-i", "delete", "pods", "-n", "demo"])).await;
         assert!(text(&can.stdout).starts_with("no"), "{can:?}");
-        let whoami = kubectl
-            .run(&as_user(
-                "agent-token",
-                &["auth", "whoami", "--as", "bob", "--as-group", "ops"],
-            ))
-            .await;
+        let whoami =
+            kubectl.run(&as_user("agent-token", &["auth", "whoami", "--as", "bob", "--as-group", "ops"])).await;
         let whoami = format!("{}{}", text(&whoami.stdout), text(&whoami.stderr));
         // kubectl 1.20 does not know the command.
-        assert!(
-            whoami.contains("bob") && whoami.contains("ops") || whoami.contains("unknown"),
-            "{whoami}"
-        );
+        assert!(whoami.contains("bob") && whoami.contains("ops") || whoami.contains("unknown"), "{whoami}");
         let exec = ["exec", "-n", "demo", "web", "-c", "web", "--", "hostname"];
         assert_eq!(kubectl.ok(&as_user("agent-token", &exec)).await, "web\n");
         let refused = kubectl.fails(&as_user("alice-token", &exec)).await;
-        assert!(
-            refused.contains("cannot create resource \"pods/exec\""),
-            "{refused}"
-        );
+        assert!(refused.contains("cannot create resource \"pods/exec\""), "{refused}");
     }
 }
 
@@ -766,28 +462,12 @@ async fn sample_endpoints_serve_benchmarks() {
     let bytes = server.get("/sample/bytes?n=300000", "").await;
     assert!(bytes.contains("content-length: 300000") && bytes.len() > 300_000);
     let cut = server.get("/sample/abort?after=1000", "").await;
-    assert!(
-        cut.contains("content-length: ") && cut.ends_with("[connection reset]"),
-        "{}",
-        cut.len()
-    );
-    let redirect = server
-        .get("/sample/redirect?to=https://elsewhere.example/", "")
-        .await;
-    assert!(
-        redirect.starts_with("HTTP/1.1 302")
-            && redirect.contains("location: https://elsewhere.example/")
-    );
-    let headers = server
-        .get("/sample/headers?a=%2f", "X-Tried: One\r\nX-Tried: Two\r\n")
-        .await;
-    assert!(
-        headers.contains(r#""x-tried":["One","Two"]"#) && headers.contains("/sample/headers?a=%2f"),
-        "{headers}"
-    );
-    let audit = server
-        .get("/version", "Audit-ID: given-by-the-client\r\n")
-        .await;
+    assert!(cut.contains("content-length: ") && cut.ends_with("[connection reset]"), "{}", cut.len());
+    let redirect = server.get("/sample/redirect?to=https://elsewhere.example/", "").await;
+    assert!(redirect.starts_with("HTTP/1.1 302") && redirect.contains("location: https://elsewhere.example/"));
+    let headers = server.get("/sample/headers?a=%2f", "X-Tried: One\r\nX-Tried: Two\r\n").await;
+    assert!(headers.contains(r#""x-tried":["One","Two"]"#) && headers.contains("/sample/headers?a=%2f"), "{headers}");
+    let audit = server.get("/version", "Audit-ID: given-by-the-client\r\n").await;
     assert!(audit.contains("audit-id: given-by-the-client"), "{audit}");
     let echo = server
         .exchange("POST /sample/echo HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")

@@ -29,14 +29,8 @@ enum Content {
     Whole(Bytes),
     Chunked(Bytes),
     Streamed(mpsc::Receiver<io::Result<Bytes>>),
-    Zeros {
-        left: u64,
-    },
-    CutShort {
-        announced: u64,
-        left: u64,
-        pause: Pin<Box<Sleep>>,
-    },
+    Zeros { left: u64 },
+    CutShort { announced: u64, left: u64, pause: Pin<Box<Sleep>> },
     Echoed(Incoming),
 }
 
@@ -73,11 +67,7 @@ impl Body {
     /// Announces `announced` bytes and fails after `count` of them.
     pub fn cut_short(announced: u64, count: u64) -> Self {
         let pause = Box::pin(tokio::time::sleep(PAUSE_BEFORE_CUT));
-        Self::of(Content::CutShort {
-            announced,
-            left: count,
-            pause,
-        })
+        Self::of(Content::CutShort { announced, left: count, pause })
     }
 
     /// The request's body, as it comes.
@@ -100,10 +90,7 @@ impl Body {
     }
 
     fn of(content: Content) -> Self {
-        Self {
-            content,
-            held: None,
-        }
+        Self { content, held: None }
     }
 }
 
@@ -123,29 +110,21 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let chunk = match &mut self.get_mut().content {
             Content::Whole(bytes) | Content::Chunked(bytes) if bytes.is_empty() => None,
             Content::Whole(bytes) | Content::Chunked(bytes) => Some(Ok(std::mem::take(bytes))),
             Content::Streamed(receiver) => ready!(receiver.poll_recv(cx)),
             Content::Zeros { left: 0 } => None,
             Content::Zeros { left } => Some(Ok(next_zeros(left))),
-            Content::CutShort {
-                announced, left, ..
-            } if *left > 0 => {
+            Content::CutShort { announced, left, .. } if *left > 0 => {
                 let zeros = next_zeros(left);
                 *announced -= zeros.len() as u64;
                 Some(Ok(zeros))
             }
             Content::CutShort { pause, .. } => {
                 ready!(pause.as_mut().poll(cx));
-                Some(Err(io::Error::new(
-                    io::ErrorKind::ConnectionReset,
-                    "this body is cut short on purpose",
-                )))
+                Some(Err(io::Error::new(io::ErrorKind::ConnectionReset, "this body is cut short on purpose")))
             }
             Content::Echoed(incoming) => {
                 return Pin::new(incoming).poll_frame(cx).map_err(io::Error::other);

@@ -39,9 +39,7 @@ impl Call<'_> {
         }
         match (verb, self.target.subresource.as_deref()) {
             ("get", None | Some("status")) => self.get(),
-            ("get", Some("scale")) => {
-                Ok(response::json(StatusCode::OK, &scale_of(&*self.current()?)))
-            }
+            ("get", Some("scale")) => Ok(response::json(StatusCode::OK, &scale_of(&*self.current()?))),
             ("list", None) => self.list(),
             ("create", None) if self.target.name.is_none() => self.create(),
             ("update" | "patch", _) => self.change(verb == "patch"),
@@ -59,14 +57,8 @@ impl Call<'_> {
     fn list(&self) -> Result<Response, ApiError> {
         let selector = selector(self.query)?;
         let page = Page::parse(self.query, self.api.store.oldest())?;
-        let after = page
-            .after
-            .as_ref()
-            .map(|(namespace, name)| (namespace.as_str(), name.as_str()));
-        let (revision, mut objects) =
-            self.api
-                .store
-                .list(self.resource, self.target.namespace.as_deref(), after);
+        let after = page.after.as_ref().map(|(namespace, name)| (namespace.as_str(), name.as_str()));
+        let (revision, mut objects) = self.api.store.list(self.resource, self.target.namespace.as_deref(), after);
         objects.retain(|object| selector.matches(object));
         let metadata = page.cut(&mut objects, revision);
         self.show_list(objects, metadata)
@@ -75,13 +67,7 @@ impl Call<'_> {
     fn create(&self) -> Result<Response, ApiError> {
         let mut object = self.take_object()?;
         let namespace = self.namespace();
-        if self.resource.namespaced
-            && self
-                .api
-                .store
-                .get(&Key::new(namespaces(), "", &namespace))
-                .is_none()
-        {
+        if self.resource.namespaced && self.api.store.get(&Key::new(namespaces(), "", &namespace)).is_none() {
             return Err(ApiError::not_found(namespaces(), &namespace));
         }
         objects::prepare_create(self.resource, &namespace, &mut object)?;
@@ -97,18 +83,15 @@ impl Call<'_> {
         }
         let given = self.take_object()?;
         let commit = commit(self.query)?;
-        let changed = self
-            .api
-            .store
-            .update(self.resource, &self.key(), commit, |before| {
-                let mut after = self.view_of_subresource(before);
-                if is_patch {
-                    apply_patch(&mut after, &given, &media_type)?;
-                } else {
-                    after = given;
-                }
-                self.finish_change(before, after)
-            })?;
+        let changed = self.api.store.update(self.resource, &self.key(), commit, |before| {
+            let mut after = self.view_of_subresource(before);
+            if is_patch {
+                apply_patch(&mut after, &given, &media_type)?;
+            } else {
+                after = given;
+            }
+            self.finish_change(before, after)
+        })?;
         self.show_changed(StatusCode::OK, &changed)
     }
 
@@ -131,36 +114,26 @@ impl Call<'_> {
             return self.show(StatusCode::CREATED, &object);
         }
         let commit = commit(self.query)?;
-        let changed = self
-            .api
-            .store
-            .update(self.resource, &self.key(), commit, |before| {
-                let mut after =
-                    managed_fields::apply(Some(before), &applied, self.manager(), force)?;
-                check_revision(self.resource, before, &applied)?;
-                objects::prepare_update(self.resource, before, &mut after)?;
-                Ok(keep_times_if_unchanged(before, after))
-            })?;
+        let changed = self.api.store.update(self.resource, &self.key(), commit, |before| {
+            let mut after = managed_fields::apply(Some(before), &applied, self.manager(), force)?;
+            check_revision(self.resource, before, &applied)?;
+            objects::prepare_update(self.resource, before, &mut after)?;
+            Ok(keep_times_if_unchanged(before, after))
+        })?;
         self.show_changed(StatusCode::OK, &changed)
     }
 
     fn delete(&self) -> Result<Response, ApiError> {
         let options = self.payload.decode_optional()?;
         let (key, commit) = (self.key(), commit(self.query)?);
-        let removed = self
-            .api
-            .store
-            .remove(self.resource, &key, commit, |object| {
-                check_preconditions(self.resource, object, &options["preconditions"])
-            })?;
+        let removed = self.api.store.remove(self.resource, &key, commit, |object| {
+            check_preconditions(self.resource, object, &options["preconditions"])
+        })?;
         if commit == Commit::Keep {
             self.clean_up(&key);
         }
         let uid = removed["metadata"]["uid"].as_str().unwrap_or_default();
-        Ok(response::json(
-            StatusCode::OK,
-            &Status::deleted(self.resource, &key.name, uid),
-        ))
+        Ok(response::json(StatusCode::OK, &Status::deleted(self.resource, &key.name, uid)))
     }
 
     fn delete_collection(&self) -> Result<Response, ApiError> {
@@ -172,23 +145,11 @@ impl Call<'_> {
             let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
             let key = Key::new(self.resource, text("namespace"), text("name"));
             // Somebody else may have removed it meanwhile, which is as good.
-            if self
-                .api
-                .store
-                .remove(self.resource, &key, commit, |_| Ok(()))
-                .is_ok()
-                && commit == Commit::Keep
-            {
+            if self.api.store.remove(self.resource, &key, commit, |_| Ok(())).is_ok() && commit == Commit::Keep {
                 self.clean_up(&key);
             }
         }
-        self.show_list(
-            objects,
-            ListMeta {
-                resource_version: revision.to_string(),
-                ..ListMeta::default()
-            },
-        )
+        self.show_list(objects, ListMeta { resource_version: revision.to_string(), ..ListMeta::default() })
     }
 
     /// What goes with an object: everything in a namespace, the processes of a pod.
@@ -220,44 +181,31 @@ impl Call<'_> {
         if status_only {
             result["status"] = new_status;
         }
-        objects::metadata_mut(&mut result).insert(
-            "managedFields".to_owned(),
-            before["metadata"]["managedFields"].clone(),
-        );
+        objects::metadata_mut(&mut result)
+            .insert("managedFields".to_owned(), before["metadata"]["managedFields"].clone());
         managed_fields::record_update(Some(before), &mut result, self.manager());
         Ok(result)
     }
 
     fn view_of_subresource(&self, object: &Value) -> Value {
-        if self.target.subresource.as_deref() == Some("scale") {
-            scale_of(object)
-        } else {
-            object.clone()
-        }
+        if self.target.subresource.as_deref() == Some("scale") { scale_of(object) } else { object.clone() }
     }
 
     fn store_new(&self, object: Value) -> Result<Arc<Value>, ApiError> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let key = Key::new(self.resource, &self.namespace(), name);
-        self.api
-            .store
-            .create(self.resource, key, object, commit(self.query)?)
+        self.api.store.create(self.resource, key, object, commit(self.query)?)
     }
 
     fn current(&self) -> Result<Arc<Value>, ApiError> {
         let key = self.key();
-        self.api
-            .store
-            .get(&key)
-            .ok_or_else(|| ApiError::not_found(self.resource, &key.name))
+        self.api.store.get(&key).ok_or_else(|| ApiError::not_found(self.resource, &key.name))
     }
 
     /// The object in the body, its fields checked if the client wishes.
     fn take_object(&self) -> Result<Value, ApiError> {
         let object = self.payload.decode()?;
-        if self.query.get("fieldValidation") == Some("Strict")
-            && self.target.subresource.as_deref() != Some("scale")
-        {
+        if self.query.get("fieldValidation") == Some("Strict") && self.target.subresource.as_deref() != Some("scale") {
             schemas::check_fields(self.resource, &object)?;
         }
         Ok(object)
@@ -268,30 +216,15 @@ impl Call<'_> {
     }
 
     fn key(&self) -> Key {
-        Key::new(
-            self.resource,
-            &self.namespace(),
-            self.target.name.as_deref().unwrap_or_default(),
-        )
+        Key::new(self.resource, &self.namespace(), self.target.name.as_deref().unwrap_or_default())
     }
 
     /// `fieldManager`, else the first word of the user agent (`managerOrUserAgent`).
     fn manager(&self) -> Manager<'_> {
-        let agent = self
-            .headers
-            .get(header::USER_AGENT)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or("unknown");
+        let agent = self.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
         let agent = agent.split('/').next().unwrap_or(agent);
-        let name = self
-            .query
-            .get("fieldManager")
-            .filter(|name| !name.is_empty())
-            .unwrap_or(agent);
-        Manager {
-            name,
-            subresource: self.target.subresource.as_deref().unwrap_or_default(),
-        }
+        let name = self.query.get("fieldManager").filter(|name| !name.is_empty()).unwrap_or(agent);
+        Manager { name, subresource: self.target.subresource.as_deref().unwrap_or_default() }
     }
 
     fn show_changed(&self, code: StatusCode, object: &Value) -> Result<Response, ApiError> {
@@ -306,58 +239,30 @@ impl Call<'_> {
             View::Object => response::json(code, object),
             View::Metadata => response::json(code, &table::partial_metadata("v1", object)),
             View::Table(version) => {
-                let revision = object["metadata"]["resourceVersion"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned();
-                let metadata = ListMeta {
-                    resource_version: revision,
-                    ..ListMeta::default()
-                };
+                let revision = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+                let metadata = ListMeta { resource_version: revision, ..ListMeta::default() };
                 let objects = std::iter::once(object);
-                response::json(
-                    code,
-                    &table::of_objects(self.resource, version, &metadata, objects, self.query),
-                )
+                response::json(code, &table::of_objects(self.resource, version, &metadata, objects, self.query))
             }
         })
     }
 
-    fn show_list(
-        &self,
-        objects: Vec<Arc<Value>>,
-        metadata: ListMeta,
-    ) -> Result<Response, ApiError> {
-        let (kind, api_version) = (
-            format!("{}List", self.resource.kind),
-            self.resource.group_version(),
-        );
+    fn show_list(&self, objects: Vec<Arc<Value>>, metadata: ListMeta) -> Result<Response, ApiError> {
+        let (kind, api_version) = (format!("{}List", self.resource.kind), self.resource.group_version());
         Ok(match View::negotiate(self.headers)? {
             View::Object => {
                 let items = objects.into_iter().map(Item).collect();
-                response::json(
-                    StatusCode::OK,
-                    &List {
-                        kind,
-                        api_version,
-                        metadata,
-                        items,
-                    },
-                )
+                response::json(StatusCode::OK, &List { kind, api_version, metadata, items })
             }
             View::Metadata => {
-                let items: Vec<Value> = objects
-                    .iter()
-                    .map(|object| table::partial_metadata("v1", object))
-                    .collect();
+                let items: Vec<Value> = objects.iter().map(|object| table::partial_metadata("v1", object)).collect();
                 let kind = "PartialObjectMetadataList";
                 let list = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
                 response::json(StatusCode::OK, &list)
             }
             View::Table(version) => {
                 let objects = objects.iter().map(|object| &**object);
-                let table =
-                    table::of_objects(self.resource, version, &metadata, objects, self.query);
+                let table = table::of_objects(self.resource, version, &metadata, objects, self.query);
                 response::json(StatusCode::OK, &table)
             }
         })
@@ -378,21 +283,12 @@ struct Page {
 
 impl Page {
     fn parse(query: &Query, oldest: u64) -> Result<Self, ApiError> {
-        let limit = query
-            .number("limit")
-            .filter(|limit| *limit > 0)
-            .and_then(|limit| usize::try_from(limit).ok());
+        let limit = query.number("limit").filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
         let Some(token) = query.get("continue").filter(|token| !token.is_empty()) else {
-            return Ok(Self {
-                limit,
-                after: None,
-                revision: None,
-            });
+            return Ok(Self { limit, after: None, revision: None });
         };
         let invalid = || ApiError::bad_request("continue key is not valid");
-        let token = URL_SAFE_NO_PAD
-            .decode(token.trim_end_matches('='))
-            .map_err(|_| invalid())?;
+        let token = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|_| invalid())?;
         let token: Value = serde_json::from_slice(&token).map_err(|_| invalid())?;
         let revision = token["rv"].as_u64().ok_or_else(invalid)?;
         if revision < oldest {
@@ -401,20 +297,13 @@ impl Page {
             ));
         }
         let text = |key: &str| token[key].as_str().map(str::to_owned).ok_or_else(invalid);
-        Ok(Self {
-            limit,
-            after: Some((text("namespace")?, text("start")?)),
-            revision: Some(revision),
-        })
+        Ok(Self { limit, after: Some((text("namespace")?, text("start")?)), revision: Some(revision) })
     }
 
     /// Keeps what belongs to this page, and says how to go on.
     fn cut(&self, objects: &mut Vec<Arc<Value>>, revision: u64) -> ListMeta {
         let revision = self.revision.unwrap_or(revision);
-        let mut metadata = ListMeta {
-            resource_version: revision.to_string(),
-            ..ListMeta::default()
-        };
+        let mut metadata = ListMeta { resource_version: revision.to_string(), ..ListMeta::default() };
         let Some(limit) = self.limit.filter(|limit| *limit < objects.len()) else {
             return metadata;
         };
@@ -434,9 +323,9 @@ fn commit(query: &Query) -> Result<Commit, ApiError> {
     match query.get("dryRun") {
         None | Some("") => Ok(Commit::Keep),
         Some("All") => Ok(Commit::DryRun),
-        Some(other) => Err(ApiError::bad_request(format!(
-            "dryRun: Unsupported value: {other:?}: supported values: \"All\""
-        ))),
+        Some(other) => {
+            Err(ApiError::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"")))
+        }
     }
 }
 
@@ -458,16 +347,10 @@ fn apply_patch(object: &mut Value, given: &Value, media_type: &str) -> Result<()
 fn check_revision(resource: &Resource, before: &Value, written: &Value) -> Result<(), ApiError> {
     let name = before["metadata"]["name"].as_str().unwrap_or_default();
     let (current, given) = (&before["metadata"], &written["metadata"]);
-    if given["resourceVersion"]
-        .as_str()
-        .is_some_and(|given| !given.is_empty() && current["resourceVersion"] != given)
-    {
+    if given["resourceVersion"].as_str().is_some_and(|given| !given.is_empty() && current["resourceVersion"] != given) {
         return Err(ApiError::modified_meanwhile(resource, name));
     }
-    if given["uid"]
-        .as_str()
-        .is_some_and(|given| !given.is_empty() && current["uid"] != given)
-    {
+    if given["uid"].as_str().is_some_and(|given| !given.is_empty() && current["uid"] != given) {
         let why = format!(
             "Precondition failed: UID in precondition: {}, UID in object meta: {}",
             given["uid"], current["uid"]
@@ -477,18 +360,12 @@ fn check_revision(resource: &Resource, before: &Value, written: &Value) -> Resul
     Ok(())
 }
 
-fn check_preconditions(
-    resource: &Resource,
-    object: &Value,
-    preconditions: &Value,
-) -> Result<(), ApiError> {
+fn check_preconditions(resource: &Resource, object: &Value, preconditions: &Value) -> Result<(), ApiError> {
     for field in ["uid", "resourceVersion"] {
         let (wanted, current) = (&preconditions[field], &object["metadata"][field]);
         if wanted.is_string() && wanted != current {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            let why = format!(
-                "Precondition failed: {field} in precondition: {wanted}, in object meta: {current}"
-            );
+            let why = format!("Precondition failed: {field} in precondition: {wanted}, in object meta: {current}");
             return Err(ApiError::conflict(resource, name, &why));
         }
     }
@@ -499,20 +376,12 @@ fn check_preconditions(
 fn keep_times_if_unchanged(before: &Value, after: Value) -> Value {
     let without_times = |object: &Value| {
         let mut object = object.clone();
-        for entry in object["metadata"]["managedFields"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
+        for entry in object["metadata"]["managedFields"].as_array_mut().into_iter().flatten() {
             entry["time"] = Value::Null;
         }
         object
     };
-    if without_times(before) == without_times(&after) {
-        before.clone()
-    } else {
-        after
-    }
+    if without_times(before) == without_times(&after) { before.clone() } else { after }
 }
 
 fn merged(object: &Value, key: &str, value: Value) -> Value {

@@ -34,16 +34,11 @@ impl Discovery {
             "gitTreeState": "clean", "buildDate": build_date, "goVersion": "none", "compiler": "rustc",
             "platform": "linux/amd64",
         });
-        let api =
-            json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []});
-        let groups = group_versions()
-            .into_iter()
-            .filter(|(group, _)| !group.is_empty())
-            .map(|(group, version)| {
-                let version =
-                    json!({"groupVersion": format!("{group}/{version}"), "version": version});
-                json!({"name": group, "versions": [version], "preferredVersion": version})
-            });
+        let api = json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []});
+        let groups = group_versions().into_iter().filter(|(group, _)| !group.is_empty()).map(|(group, version)| {
+            let version = json!({"groupVersion": format!("{group}/{version}"), "version": version});
+            json!({"name": group, "versions": [version], "preferredVersion": version})
+        });
         let groups: Vec<Value> = groups.collect();
         let apis = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
         Self { version, api, apis }
@@ -51,10 +46,7 @@ impl Discovery {
 
     /// The answer for that path, if discovery has one.
     pub fn answer(&self, path: &str, headers: &HeaderMap) -> Option<Response> {
-        let segments: Vec<&str> = path
-            .split('/')
-            .filter(|segment| !segment.is_empty())
-            .collect();
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let plain = |value: &Value| Some(response::json(StatusCode::OK, value));
         match segments.as_slice() {
             ["version"] => plain(&self.version),
@@ -68,11 +60,7 @@ impl Discovery {
     }
 
     fn group(&self, name: &str) -> Option<Value> {
-        let mut group = self.apis["groups"]
-            .as_array()?
-            .iter()
-            .find(|group| group["name"] == name)?
-            .clone();
+        let mut group = self.apis["groups"].as_array()?.iter().find(|group| group["name"] == name)?.clone();
         group["kind"] = "APIGroup".into();
         group["apiVersion"] = "v1".into();
         Some(group)
@@ -86,18 +74,12 @@ fn in_form(headers: &HeaderMap, plain: &Value, core: bool) -> Response {
             let list = aggregated(version, core);
             let mut response = response::json(StatusCode::OK, &list);
             let answer = response.headers_mut();
-            answer.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static(content_type(version)),
-            );
+            answer.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(version)));
             answer.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
             answer.insert(header::VARY, HeaderValue::from_static("Accept"));
             // Hexadecimal digits in quotes are a valid header value.
             let tag = format!("\"{}\"", hash(list.to_string().as_bytes()));
-            answer.insert(
-                header::ETAG,
-                HeaderValue::from_str(&tag).expect("hexadecimal digits"),
-            );
+            answer.insert(header::ETAG, HeaderValue::from_str(&tag).expect("hexadecimal digits"));
             response
         }
     }
@@ -112,26 +94,15 @@ fn content_type(version: &str) -> &'static str {
 
 impl Form {
     fn negotiate(headers: &HeaderMap) -> Self {
-        let accept = headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|v| v.to_str().ok());
-        let mut types = accept
-            .flat_map(|v| v.split(','))
-            .map(|t| t.replace(' ', ""));
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+        let mut types = accept.flat_map(|v| v.split(',')).map(|t| t.replace(' ', ""));
         let form = types.find_map(|media_type| {
             let has = |parameter: &str| media_type.split(';').any(|p| p == parameter);
             let aggregated = has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList");
             match media_type.split(';').next() {
-                Some("application/json") if aggregated && has("v=v2") => {
-                    Some(Self::Aggregated("v2"))
-                }
-                Some("application/json") if aggregated && has("v=v2beta1") => {
-                    Some(Self::Aggregated("v2beta1"))
-                }
-                Some("application/json" | "*/*" | "application/*") if !aggregated => {
-                    Some(Self::Plain)
-                }
+                Some("application/json") if aggregated && has("v=v2") => Some(Self::Aggregated("v2")),
+                Some("application/json") if aggregated && has("v=v2beta1") => Some(Self::Aggregated("v2beta1")),
+                Some("application/json" | "*/*" | "application/*") if !aggregated => Some(Self::Plain),
                 _ => None,
             }
         });
@@ -141,10 +112,7 @@ impl Form {
 
 fn resource_list(group: &str, version: &str) -> Option<Value> {
     let mut entries = Vec::new();
-    for resource in RESOURCES
-        .iter()
-        .filter(|r| r.group == group && r.version == version)
-    {
+    for resource in RESOURCES.iter().filter(|r| r.group == group && r.version == version) {
         let mut entry = json!({
             "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
             "kind": resource.kind, "verbs": resource.verbs,
@@ -168,32 +136,19 @@ fn resource_list(group: &str, version: &str) -> Option<Value> {
             entries.push(entry);
         }
     }
-    let name = if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    };
+    let name = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     let list = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": entries});
     (!entries.is_empty()).then_some(list)
 }
 
 fn aggregated(discovery_version: &str, core: bool) -> Value {
-    let groups = group_versions()
-        .into_iter()
-        .filter(|(group, _)| group.is_empty() == core);
+    let groups = group_versions().into_iter().filter(|(group, _)| group.is_empty() == core);
     let items: Vec<Value> = groups
         .map(|(group, version)| {
-            let resources = RESOURCES
-                .iter()
-                .filter(|r| r.group == group && r.version == version);
+            let resources = RESOURCES.iter().filter(|r| r.group == group && r.version == version);
             let resources: Vec<Value> = resources.map(aggregated_resource).collect();
-            let metadata = if core {
-                json!({})
-            } else {
-                json!({"name": group})
-            };
-            let version =
-                json!({"version": version, "resources": resources, "freshness": "Current"});
+            let metadata = if core { json!({}) } else { json!({"name": group}) };
+            let version = json!({"version": version, "resources": resources, "freshness": "Current"});
             json!({"metadata": metadata, "versions": [version]})
         })
         .collect();
@@ -232,20 +187,12 @@ mod tests {
     #[test]
     fn kubectl_gets_aggregated_discovery_and_old_ones_the_plain_list() {
         let discovery = Discovery::new();
-        let accept =
-            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
         let aggregated = discovery.answer("/api", &headers).unwrap();
-        assert_eq!(
-            aggregated.headers()[header::CONTENT_TYPE],
-            content_type("v2")
-        );
+        assert_eq!(aggregated.headers()[header::CONTENT_TYPE], content_type("v2"));
         let plain = discovery.answer("/api", &HeaderMap::new()).unwrap();
         assert_eq!(plain.headers()[header::CONTENT_TYPE], "application/json");
-        assert!(
-            discovery
-                .answer("/apis/none/v1", &HeaderMap::new())
-                .is_none()
-        );
+        assert!(discovery.answer("/apis/none/v1", &HeaderMap::new()).is_none());
     }
 }

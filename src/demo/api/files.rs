@@ -40,32 +40,15 @@ pub(super) struct NoSpace;
 impl FileSystem {
     /// A few folders and files, as a small image has them.
     pub fn new() -> Self {
-        let mut files = Self {
-            entries: BTreeMap::new(),
-            bytes: 0,
-        };
+        let mut files = Self { entries: BTreeMap::new(), bytes: 0 };
         let now = jiff::Timestamp::now().as_second();
         for folder in ["/", "/etc", "/root", "/tmp", "/www"] {
-            files.entries.insert(
-                folder.to_owned(),
-                Entry {
-                    node: Node::Folder,
-                    modified: now,
-                },
-            );
+            files.entries.insert(folder.to_owned(), Entry { node: Node::Folder, modified: now });
         }
-        for (path, text) in [
-            ("/etc/os-release", "NAME=\"qtunnel sample\"\n"),
-            ("/www/index.html", "hello from web\n"),
-        ] {
+        for (path, text) in [("/etc/os-release", "NAME=\"qtunnel sample\"\n"), ("/www/index.html", "hello from web\n")]
+        {
             let node = Node::File(Bytes::from_static(text.as_bytes()));
-            files.entries.insert(
-                path.to_owned(),
-                Entry {
-                    node,
-                    modified: now,
-                },
-            );
+            files.entries.insert(path.to_owned(), Entry { node, modified: now });
         }
         files
     }
@@ -77,17 +60,12 @@ impl FileSystem {
 
     /// Whether there is a folder.
     pub fn is_folder(&self, path: &str) -> bool {
-        self.get(path)
-            .is_some_and(|entry| entry.node == Node::Folder)
+        self.get(path).is_some_and(|entry| entry.node == Node::Folder)
     }
 
     /// The path itself and everything below it, in order.
     pub fn tree<'a>(&'a self, path: &'a str) -> impl Iterator<Item = (&'a str, &'a Entry)> {
-        let prefix = if path == "/" {
-            "/".to_owned()
-        } else {
-            format!("{path}/")
-        };
+        let prefix = if path == "/" { "/".to_owned() } else { format!("{path}/") };
         let from = self.entries.range(path.to_owned()..);
         let found = from.filter(move |(other, _)| *other == path || other.starts_with(&prefix));
         found.map(|(path, entry)| (path.as_str(), entry))
@@ -96,9 +74,7 @@ impl FileSystem {
     /// The names of what lies in a folder.
     pub fn names_in<'a>(&'a self, folder: &'a str) -> impl Iterator<Item = &'a str> {
         let start = if folder == "/" { 1 } else { folder.len() + 1 };
-        let names = self
-            .tree(folder)
-            .filter_map(move |(path, _)| path.get(start..));
+        let names = self.tree(folder).filter_map(move |(path, _)| path.get(start..));
         names.filter(|name| !name.is_empty() && !name.contains('/'))
     }
 
@@ -115,14 +91,10 @@ impl FileSystem {
         }
         self.bytes = bytes;
         for parent in parents(path) {
-            let folder = || Entry {
-                node: Node::Folder,
-                modified,
-            };
+            let folder = || Entry { node: Node::Folder, modified };
             self.entries.entry(parent.to_owned()).or_insert_with(folder);
         }
-        self.entries
-            .insert(path.to_owned(), Entry { node, modified });
+        self.entries.insert(path.to_owned(), Entry { node, modified });
         Ok(())
     }
 
@@ -130,11 +102,7 @@ impl FileSystem {
     pub fn remove(&mut self, path: &str) -> bool {
         let gone: Vec<String> = self.tree(path).map(|(path, _)| path.to_owned()).collect();
         for path in &gone {
-            if let Some(Entry {
-                node: Node::File(bytes),
-                ..
-            }) = self.entries.remove(path)
-            {
+            if let Some(Entry { node: Node::File(bytes), .. }) = self.entries.remove(path) {
                 self.bytes -= bytes.len().min(self.bytes);
             }
         }
@@ -167,9 +135,7 @@ mod tests {
     #[test]
     fn a_file_brings_its_folders_and_leaves_with_them() {
         let mut files = FileSystem::new();
-        files
-            .put("/tmp/a/b.txt", Node::File("x".into()), 1)
-            .unwrap();
+        files.put("/tmp/a/b.txt", Node::File("x".into()), 1).unwrap();
         assert!(files.is_folder("/tmp/a"));
         assert_eq!(files.names_in("/tmp").collect::<Vec<_>>(), ["a"]);
         assert!(files.remove("/tmp/a"));

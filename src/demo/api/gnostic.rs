@@ -53,9 +53,7 @@ fn operation(message: &mut Message, operation: &Value) {
     message.message(9, |responses| {
         for (code, response) in entries(&operation["responses"]) {
             // NamedResponseValue, ResponseValue, Response.
-            responses.named(1, code, |value| {
-                value.message(1, |r| r.text(1, &response["description"]))
-            });
+            responses.named(1, code, |value| value.message(1, |r| r.text(1, &response["description"])));
         }
     });
     extensions(message, 13, operation);
@@ -70,9 +68,7 @@ fn schema(message: &mut Message, value: &Value) {
         message.text(19, required);
     }
     if let Some(additional) = value.get("additionalProperties") {
-        message.message(21, |item| {
-            item.message(1, |inner| schema(inner, additional))
-        });
+        message.message(21, |item| item.message(1, |inner| schema(inner, additional)));
     }
     if value["type"].is_string() {
         message.message(22, |kind| kind.text(1, &value["type"]));
@@ -93,9 +89,7 @@ fn schema(message: &mut Message, value: &Value) {
 /// `NamedAny` with the value as YAML, of which JSON is a part.
 fn extensions(message: &mut Message, number: u32, value: &Value) {
     for (name, extension) in entries(value).filter(|(name, _)| name.starts_with("x-")) {
-        message.named(number, name, |any| {
-            any.bytes(2, extension.to_string().as_bytes())
-        });
+        message.named(number, name, |any| any.bytes(2, extension.to_string().as_bytes()));
     }
 }
 
@@ -154,9 +148,6 @@ mod tests {
     #[test]
     fn a_document_begins_with_its_version() {
         let bytes = encode(&json!({"swagger": "2.0", "info": {"title": "T", "version": "1"}}));
-        assert_eq!(
-            bytes,
-            b"\x0a\x032.0\x12\x06\x0a\x01T\x12\x011\x42\x00\x4a\x00"
-        );
+        assert_eq!(bytes, b"\x0a\x032.0\x12\x06\x0a\x01T\x12\x011\x42\x00\x4a\x00");
     }
 }

@@ -31,11 +31,7 @@ pub(super) struct User {
 impl User {
     /// A user without uid and extra.
     pub fn named(name: &str, groups: &[&str]) -> Self {
-        Self {
-            name: name.to_owned(),
-            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
-            ..Self::default()
-        }
+        Self { name: name.to_owned(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), ..Self::default() }
     }
 }
 
@@ -59,11 +55,7 @@ impl Authenticator {
             return Ok(User::named("demo-admin", &[MASTERS, AUTHENTICATED]));
         }
         match bearer_token(headers) {
-            Some(token) => self
-                .users
-                .get(&token)
-                .cloned()
-                .ok_or_else(ApiError::unauthorized),
+            Some(token) => self.users.get(&token).cloned().ok_or_else(ApiError::unauthorized),
             None if headers.contains_key(header::AUTHORIZATION) => Err(ApiError::unauthorized()),
             None => Ok(User::named("system:anonymous", &[UNAUTHENTICATED])),
         }
@@ -71,26 +63,13 @@ impl Authenticator {
 }
 
 /// The user the request is to be made as. Errors: 400 without a user name, 403 where the rules do not allow it.
-pub(super) fn effective_user(
-    user: User,
-    headers: &HeaderMap,
-    rules: &Authorizer,
-) -> Result<User, ApiError> {
+pub(super) fn effective_user(user: User, headers: &HeaderMap, rules: &Authorizer) -> Result<User, ApiError> {
     let Some(wanted) = impersonated(headers)? else {
         return Ok(user);
     };
     let allowed = |group: &str, resource: &str, name: &str, namespace: Option<&str>| {
         let verb = "impersonate";
-        if rules.allows(
-            &user,
-            &Attributes::Resource {
-                verb,
-                group,
-                resource,
-                name,
-                namespace,
-            },
-        ) {
+        if rules.allows(&user, &Attributes::Resource { verb, group, resource, name, namespace }) {
             return Ok(());
         }
         Err(not_allowed(&user, group, resource, name, namespace))
@@ -107,12 +86,7 @@ pub(super) fn effective_user(
     }
     for (key, values) in &wanted.extra {
         for value in values {
-            allowed(
-                AUTHENTICATION_GROUP,
-                &format!("userextras/{key}"),
-                value,
-                None,
-            )?;
+            allowed(AUTHENTICATION_GROUP, &format!("userextras/{key}"), value, None)?;
         }
     }
     Ok(with_implied_groups(wanted))
@@ -120,11 +94,7 @@ pub(super) fn effective_user(
 
 /// What the `Impersonate-*` headers ask for.
 fn impersonated(headers: &HeaderMap) -> Result<Option<User>, ApiError> {
-    let text = |name: &str| {
-        headers
-            .get(name)
-            .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
-    };
+    let text = |name: &str| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let user = User {
         name: text("impersonate-user").unwrap_or_default(),
         uid: text("impersonate-uid").unwrap_or_default(),
@@ -152,10 +122,7 @@ fn impersonated_extra(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix("impersonate-extra-") {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-            extra
-                .entry(percent_decode(key, false))
-                .or_default()
-                .push(value);
+            extra.entry(percent_decode(key, false)).or_default().push(value);
         }
     }
     extra
@@ -165,25 +132,12 @@ fn with_implied_groups(mut user: User) -> User {
     if let Some((namespace, _)) = service_account(&user.name)
         && user.groups.is_empty()
     {
-        user.groups = vec![
-            "system:serviceaccounts".to_owned(),
-            format!("system:serviceaccounts:{namespace}"),
-        ];
+        user.groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
     }
-    let explicit = user
-        .groups
-        .iter()
-        .any(|group| group == AUTHENTICATED || group == UNAUTHENTICATED);
+    let explicit = user.groups.iter().any(|group| group == AUTHENTICATED || group == UNAUTHENTICATED);
     if !explicit {
         let anonymous = user.name == "system:anonymous";
-        user.groups.push(
-            if anonymous {
-                UNAUTHENTICATED
-            } else {
-                AUTHENTICATED
-            }
-            .to_owned(),
-        );
+        user.groups.push(if anonymous { UNAUTHENTICATED } else { AUTHENTICATED }.to_owned());
     }
     user
 }
@@ -192,42 +146,21 @@ fn service_account(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("system:serviceaccount:")?.split_once(':')
 }
 
-fn not_allowed(
-    user: &User,
-    group: &str,
-    resource: &str,
-    name: &str,
-    namespace: Option<&str>,
-) -> ApiError {
+fn not_allowed(user: &User, group: &str, resource: &str, name: &str, namespace: Option<&str>) -> ApiError {
     let plural = resource.split('/').next().unwrap_or(resource);
     let subject = forbidden_subject(plural, group, name);
     let message = forbidden_message(&user.name, "impersonate", group, resource, namespace);
     let (name, kind, group) = (name.to_owned(), plural.to_owned(), group.to_owned());
-    ApiError::forbidden(
-        format!("{subject}: {message}"),
-        Details {
-            name,
-            kind,
-            group,
-            ..Details::default()
-        },
-    )
+    ApiError::forbidden(format!("{subject}: {message}"), Details { name, kind, group, ..Details::default() })
 }
 
 fn bearer_token(headers: &HeaderMap) -> Option<String> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        return scheme
-            .eq_ignore_ascii_case("bearer")
-            .then(|| token.trim().to_owned());
+        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned());
     }
-    let protocols = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|v| v.to_str().ok());
-    let encoded = protocols
-        .flat_map(|v| v.split(','))
-        .find_map(|p| p.trim().strip_prefix(BEARER_PROTOCOL))?;
+    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    let encoded = protocols.flat_map(|v| v.split(',')).find_map(|p| p.trim().strip_prefix(BEARER_PROTOCOL))?;
     String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()
 }
 
@@ -239,40 +172,22 @@ mod tests {
     use crate::demo::api::rbac::Rule;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = pairs
-            .iter()
-            .map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v)));
+        let pairs = pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v)));
         pairs.collect()
     }
 
     fn agent_may_impersonate() -> Authorizer {
-        Authorizer::new(vec![
-            Rule::for_user("agent")
-                .verbs(&["impersonate"])
-                .resources(&["*"]),
-        ])
+        Authorizer::new(vec![Rule::for_user("agent").verbs(&["impersonate"]).resources(&["*"])])
     }
 
     #[test]
     fn an_unknown_token_is_unauthorized_and_none_is_anonymous() {
         let mut authenticator = Authenticator::default();
         authenticator.add("secret", "alice", &["devs"]);
-        let alice = authenticator
-            .authenticate(&headers(&[("authorization", "Bearer secret")]))
-            .unwrap();
-        assert_eq!(
-            alice,
-            User::named("alice", &["devs", "system:authenticated"])
-        );
-        assert!(
-            authenticator
-                .authenticate(&headers(&[("authorization", "Bearer other")]))
-                .is_err()
-        );
-        assert_eq!(
-            authenticator.authenticate(&HeaderMap::new()).unwrap().name,
-            "system:anonymous"
-        );
+        let alice = authenticator.authenticate(&headers(&[("authorization", "Bearer secret")])).unwrap();
+        assert_eq!(alice, User::named("alice", &["devs", "system:authenticated"]));
+        assert!(authenticator.authenticate(&headers(&[("authorization", "Bearer other")])).is_err());
+        assert_eq!(authenticator.authenticate(&HeaderMap::new()).unwrap().name, "system:anonymous");
     }
 
     #[test]
@@ -280,9 +195,7 @@ mod tests {
         let mut authenticator = Authenticator::default();
         authenticator.add("secret", "alice", &[]);
         let value = "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0";
-        let user = authenticator
-            .authenticate(&headers(&[("sec-websocket-protocol", value)]))
-            .unwrap();
+        let user = authenticator.authenticate(&headers(&[("sec-websocket-protocol", value)])).unwrap();
         assert_eq!(user.name, "alice");
     }
 
@@ -293,12 +206,10 @@ mod tests {
             ("impersonate-group", "devs"),
             ("impersonate-extra-example.com%2fteam", "blue"),
         ]);
-        let bob =
-            effective_user(User::named("agent", &[]), &wanted, &agent_may_impersonate()).unwrap();
+        let bob = effective_user(User::named("agent", &[]), &wanted, &agent_may_impersonate()).unwrap();
         assert_eq!(bob.groups, ["devs", "system:authenticated"]);
         assert_eq!(bob.extra["example.com/team"], ["blue"]);
-        let refused =
-            effective_user(User::named("eve", &[]), &wanted, &agent_may_impersonate()).unwrap_err();
+        let refused = effective_user(User::named("eve", &[]), &wanted, &agent_may_impersonate()).unwrap_err();
         assert_eq!(
             refused.status.message,
             r#"users "bob" is forbidden: User "eve" cannot impersonate resource "users" in API group "" at the cluster scope"#
@@ -308,8 +219,7 @@ mod tests {
     #[test]
     fn a_group_without_a_user_is_a_bad_request() {
         let wanted = headers(&[("impersonate-group", "system:masters")]);
-        let refused = effective_user(User::named("agent", &[]), &wanted, &agent_may_impersonate())
-            .unwrap_err();
+        let refused = effective_user(User::named("agent", &[]), &wanted, &agent_may_impersonate()).unwrap_err();
         assert_eq!(refused.code, http::StatusCode::BAD_REQUEST);
     }
 }

@@ -50,35 +50,20 @@ pub(super) struct Line {
 impl LogRing {
     /// A log that only what is appended gets into.
     pub fn quiet() -> Self {
-        Self {
-            ring: Mutex::default(),
-            written: watch::Sender::new(0),
-            ticks: None,
-        }
+        Self { ring: Mutex::default(), written: watch::Sender::new(0), ticks: None }
     }
 
     /// A log that gets so many lines a second (1 to 1000), the first at `since`.
     pub fn ticking(since: Timestamp, per_second: u32) -> Self {
-        let interval =
-            SignedDuration::from_micros(1_000_000 / i64::from(per_second.clamp(1, 1000)));
-        Self {
-            ticks: Some(Ticks { since, interval }),
-            ..Self::quiet()
-        }
+        let interval = SignedDuration::from_micros(1_000_000 / i64::from(per_second.clamp(1, 1000)));
+        Self { ticks: Some(Ticks { since, interval }), ..Self::quiet() }
     }
 
     /// Adds one line.
     pub fn append(&self, text: &[u8]) {
         let mut ring = self.lock();
-        let text = if text.ends_with(b"\n") {
-            Bytes::copy_from_slice(text)
-        } else {
-            [text, b"\n"].concat().into()
-        };
-        ring.push(Line {
-            time: Timestamp::now(),
-            text,
-        });
+        let text = if text.ends_with(b"\n") { Bytes::copy_from_slice(text) } else { [text, b"\n"].concat().into() };
+        ring.push(Line { time: Timestamp::now(), text });
         self.written.send_replace(ring.written);
     }
 
@@ -87,9 +72,7 @@ impl LogRing {
         let mut ring = self.lock();
         self.catch_up(&mut ring);
         let oldest = ring.written - ring.lines.len() as u64;
-        let skipped = usize::try_from(from.saturating_sub(oldest))
-            .unwrap_or(usize::MAX)
-            .min(ring.lines.len());
+        let skipped = usize::try_from(from.saturating_sub(oldest)).unwrap_or(usize::MAX).min(ring.lines.len());
         (ring.lines.range(skipped..).cloned().collect(), ring.written)
     }
 
@@ -127,8 +110,7 @@ impl LogRing {
     fn catch_up(&self, ring: &mut Ring) {
         let Some(ticks) = self.ticks else { return };
         let elapsed = Timestamp::now().duration_since(ticks.since);
-        let due = i64::try_from(elapsed.as_micros() / ticks.interval.as_micros() + 1)
-            .unwrap_or(ring.ticked);
+        let due = i64::try_from(elapsed.as_micros() / ticks.interval.as_micros() + 1).unwrap_or(ring.ticked);
         if due <= ring.ticked || elapsed.is_negative() {
             return;
         }
@@ -138,10 +120,7 @@ impl LogRing {
         for tick in first..due {
             let time = ticks.time_of(tick);
             let text = format!("tick {tick} {}\n", time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"));
-            ring.push(Line {
-                time,
-                text: text.into(),
-            });
+            ring.push(Line { time, text: text.into() });
         }
         ring.ticked = due;
         self.written.send_replace(ring.written);
@@ -165,9 +144,7 @@ impl Ring {
 
 impl Ticks {
     fn time_of(self, tick: i64) -> Timestamp {
-        let after = i32::try_from(tick).map_or(SignedDuration::MAX, |tick| {
-            self.interval.saturating_mul(tick)
-        });
+        let after = i32::try_from(tick).map_or(SignedDuration::MAX, |tick| self.interval.saturating_mul(tick));
         self.since.saturating_add(after).unwrap_or(Timestamp::MAX)
     }
 }
@@ -199,9 +176,7 @@ mod tests {
         let (_, next) = log.read(0);
         let wait = log.wait_beyond(next);
         log.append(b"hello");
-        tokio::time::timeout(Duration::from_secs(5), wait)
-            .await
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(5), wait).await.unwrap();
         assert_eq!(log.read(next).0[0].text, "hello\n");
     }
 }

@@ -23,11 +23,7 @@ struct LogOptions {
 }
 
 /// Answers with the container's log. Errors: 400 for the log of a previous container, which there never is.
-pub(super) fn answer(
-    container: Arc<Container>,
-    name: &str,
-    query: &Query,
-) -> Result<Response, ApiError> {
+pub(super) fn answer(container: Arc<Container>, name: &str, query: &Query) -> Result<Response, ApiError> {
     if query.flag("previous") {
         let pod = &container.hostname;
         return Err(ApiError::bad_request(format!(
@@ -43,11 +39,7 @@ pub(super) fn answer(
             text.put(options.print(line));
         }
         text.truncate(options.limit);
-        return Ok(response::with_body(
-            StatusCode::OK,
-            "text/plain",
-            Body::chunked(text),
-        ));
+        return Ok(response::with_body(StatusCode::OK, "text/plain", Body::chunked(text)));
     }
     let (sender, body) = Body::streamed();
     tokio::spawn(async move {
@@ -86,11 +78,7 @@ async fn follow(
 
 impl LogOptions {
     fn parse(query: &Query) -> Self {
-        let size = |key: &str| {
-            query
-                .number(key)
-                .and_then(|number| usize::try_from(number).ok())
-        };
+        let size = |key: &str| query.number(key).and_then(|number| usize::try_from(number).ok());
         Self {
             follow: query.flag("follow"),
             tail: size("tailLines"),

@@ -44,9 +44,7 @@ pub(super) fn record_update(before: Option<&Value>, after: &mut Value, manager: 
     let present: Fields = new_values.iter().map(|(path, _)| path.clone()).collect();
     let mut entries = entries_of(before.unwrap_or(after));
     for entry in &mut entries {
-        entry
-            .fields
-            .retain(|path| present.contains(path) && !changed.contains(path));
+        entry.fields.retain(|path| present.contains(path) && !changed.contains(path));
     }
     if !changed.is_empty() {
         let entry = entry_of(&mut entries, manager, "Update", after);
@@ -74,25 +72,12 @@ pub(super) fn apply(
     let mut entries = entries_of(base);
     let live_values = leaves(base);
     let differs = |path: &Path| {
-        let value = |values: &[(Path, Value)]| {
-            values
-                .iter()
-                .find(|(p, _)| p == path)
-                .map(|(_, v)| v.clone())
-        };
+        let value = |values: &[(Path, Value)]| values.iter().find(|(p, _)| p == path).map(|(_, v)| v.clone());
         value(&wanted_values) != value(&live_values)
     };
     let mut conflicts = Vec::new();
-    for entry in entries
-        .iter_mut()
-        .filter(|entry| !entry.is(manager, "Apply"))
-    {
-        let contested: Vec<Path> = entry
-            .fields
-            .intersection(&fields)
-            .filter(|path| differs(path))
-            .cloned()
-            .collect();
+    for entry in entries.iter_mut().filter(|entry| !entry.is(manager, "Apply")) {
+        let contested: Vec<Path> = entry.fields.intersection(&fields).filter(|path| differs(path)).cloned().collect();
         for path in contested {
             conflicts.push(conflict(&entry.manager, &path, applied));
             entry.fields.remove(&path);
@@ -117,9 +102,7 @@ pub(super) fn apply(
 
 impl Entry {
     fn is(&self, manager: Manager<'_>, operation: &str) -> bool {
-        self.manager == manager.name
-            && self.operation == operation
-            && self.subresource == manager.subresource
+        self.manager == manager.name && self.operation == operation && self.subresource == manager.subresource
     }
 }
 
@@ -127,12 +110,7 @@ fn conflict(manager: &str, path: &Path, applied: &Value) -> Cause {
     let version = applied["apiVersion"].as_str().unwrap_or("v1");
     let field = path.iter().map(|step| match step.strip_prefix("f:") {
         Some(field) => format!(".{field}"),
-        None => format!(
-            "[{}]",
-            step.trim_start_matches("k:{")
-                .trim_end_matches('}')
-                .replace(':', "=")
-        ),
+        None => format!("[{}]", step.trim_start_matches("k:{").trim_end_matches('}').replace(':', "=")),
     });
     Cause {
         reason: "FieldManagerConflict",
@@ -143,15 +121,8 @@ fn conflict(manager: &str, path: &Path, applied: &Value) -> Cause {
 
 /// The fields with a value of their own. Identity and system metadata belong to nobody.
 fn leaves(object: &Value) -> Vec<(Path, Value)> {
-    const SYSTEM: &[&str] = &[
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "generation",
-        "creationTimestamp",
-        "managedFields",
-    ];
+    const SYSTEM: &[&str] =
+        &["name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"];
     let mut found = Vec::new();
     for (key, value) in object.as_object().into_iter().flatten() {
         match key.as_str() {
@@ -159,11 +130,7 @@ fn leaves(object: &Value) -> Vec<(Path, Value)> {
             "metadata" => {
                 for (key, value) in value.as_object().into_iter().flatten() {
                     if !SYSTEM.contains(&key.as_str()) {
-                        collect(
-                            vec!["f:metadata".to_owned(), format!("f:{key}")],
-                            value,
-                            &mut found,
-                        );
+                        collect(vec!["f:metadata".to_owned(), format!("f:{key}")], value, &mut found);
                     }
                 }
             }
@@ -207,10 +174,7 @@ fn merge(target: &mut Value, wanted: &Value) {
         }
         (Value::Array(target), Value::Array(wanted)) if is_named(target) && is_named(wanted) => {
             for item in wanted {
-                match target
-                    .iter_mut()
-                    .find(|existing| existing["name"] == item["name"])
-                {
+                match target.iter_mut().find(|existing| existing["name"] == item["name"]) {
                     Some(existing) => merge(existing, item),
                     None => target.push(item.clone()),
                 }
@@ -231,9 +195,7 @@ fn remove(value: &mut Value, path: &[String]) {
             {
                 remove(inner, rest);
             }
-            let empty = map
-                .get(key)
-                .is_some_and(|v| v.as_object().is_some_and(Map::is_empty) || *v == json!([]));
+            let empty = map.get(key).is_some_and(|v| v.as_object().is_some_and(Map::is_empty) || *v == json!([]));
             if rest.is_empty() || empty {
                 map.remove(key);
             }
@@ -253,10 +215,7 @@ fn remove(value: &mut Value, path: &[String]) {
 }
 
 fn entries_of(object: &Value) -> Vec<Entry> {
-    let list = object["metadata"]["managedFields"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let list = object["metadata"]["managedFields"].as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter()
         .map(|entry| {
             let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
@@ -285,67 +244,43 @@ fn read_fields(path: &mut Path, value: &Value, fields: &mut Fields) {
     }
 }
 
-fn entry_of<'a>(
-    entries: &'a mut Vec<Entry>,
-    manager: Manager<'_>,
-    operation: &str,
-    object: &Value,
-) -> &'a mut Entry {
-    let position = entries
-        .iter()
-        .position(|entry| entry.is(manager, operation))
-        .unwrap_or_else(|| {
-            entries.push(Entry {
-                manager: manager.name.to_owned(),
-                operation: operation.to_owned(),
-                subresource: manager.subresource.to_owned(),
-                rest: Map::new(),
-                fields: Fields::new(),
-            });
-            entries.len() - 1
+fn entry_of<'a>(entries: &'a mut Vec<Entry>, manager: Manager<'_>, operation: &str, object: &Value) -> &'a mut Entry {
+    let position = entries.iter().position(|entry| entry.is(manager, operation)).unwrap_or_else(|| {
+        entries.push(Entry {
+            manager: manager.name.to_owned(),
+            operation: operation.to_owned(),
+            subresource: manager.subresource.to_owned(),
+            rest: Map::new(),
+            fields: Fields::new(),
         });
+        entries.len() - 1
+    });
     // `position` was found in, or pushed to, this very list.
     let entry = &mut entries[position];
-    entry
-        .rest
-        .insert("apiVersion".to_owned(), object["apiVersion"].clone());
+    entry.rest.insert("apiVersion".to_owned(), object["apiVersion"].clone());
     entry.rest.insert("time".to_owned(), now().into());
     entry
 }
 
 fn write_entries(object: &mut Value, entries: Vec<Entry>) {
-    let entries = entries
-        .into_iter()
-        .filter(|entry| !entry.fields.is_empty())
-        .map(|mut entry| {
-            let mut tree = json!({});
-            for path in &entry.fields {
-                let leaf = path.iter().fold(&mut tree, |at, step| {
-                    // Only objects are ever put into the tree.
-                    at.as_object_mut()
-                        .expect("an object")
-                        .entry(step)
-                        .or_insert_with(|| json!({}))
-                });
-                debug_assert!(leaf.is_object());
-            }
-            entry
-                .rest
-                .insert("manager".to_owned(), entry.manager.into());
-            entry
-                .rest
-                .insert("operation".to_owned(), entry.operation.into());
-            entry
-                .rest
-                .insert("fieldsType".to_owned(), "FieldsV1".into());
-            entry.rest.insert("fieldsV1".to_owned(), tree);
-            if !entry.subresource.is_empty() {
-                entry
-                    .rest
-                    .insert("subresource".to_owned(), entry.subresource.into());
-            }
-            Value::Object(entry.rest)
-        });
+    let entries = entries.into_iter().filter(|entry| !entry.fields.is_empty()).map(|mut entry| {
+        let mut tree = json!({});
+        for path in &entry.fields {
+            let leaf = path.iter().fold(&mut tree, |at, step| {
+                // Only objects are ever put into the tree.
+                at.as_object_mut().expect("an object").entry(step).or_insert_with(|| json!({}))
+            });
+            debug_assert!(leaf.is_object());
+        }
+        entry.rest.insert("manager".to_owned(), entry.manager.into());
+        entry.rest.insert("operation".to_owned(), entry.operation.into());
+        entry.rest.insert("fieldsType".to_owned(), "FieldsV1".into());
+        entry.rest.insert("fieldsV1".to_owned(), tree);
+        if !entry.subresource.is_empty() {
+            entry.rest.insert("subresource".to_owned(), entry.subresource.into());
+        }
+        Value::Object(entry.rest)
+    });
     let entries: Vec<Value> = entries.collect();
     metadata_mut(object).insert("managedFields".to_owned(), entries.into());
 }
@@ -354,14 +289,8 @@ fn write_entries(object: &mut Value, entries: Vec<Entry>) {
 mod tests {
     use super::*;
 
-    const KUBECTL: Manager<'_> = Manager {
-        name: "kubectl",
-        subresource: "",
-    };
-    const OTHER: Manager<'_> = Manager {
-        name: "other",
-        subresource: "",
-    };
+    const KUBECTL: Manager<'_> = Manager { name: "kubectl", subresource: "" };
+    const OTHER: Manager<'_> = Manager { name: "other", subresource: "" };
 
     fn config_map(data: Value) -> Value {
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data})
@@ -369,18 +298,9 @@ mod tests {
 
     #[test]
     fn an_applied_field_is_owned_and_removed_when_no_longer_applied() {
-        let first = apply(
-            None,
-            &config_map(json!({"a": "1", "b": "2"})),
-            KUBECTL,
-            false,
-        )
-        .unwrap();
+        let first = apply(None, &config_map(json!({"a": "1", "b": "2"})), KUBECTL, false).unwrap();
         let entry = &first["metadata"]["managedFields"][0];
-        assert_eq!(
-            (entry["manager"].as_str(), entry["operation"].as_str()),
-            (Some("kubectl"), Some("Apply"))
-        );
+        assert_eq!((entry["manager"].as_str(), entry["operation"].as_str()), (Some("kubectl"), Some("Apply")));
         assert_eq!(entry["fieldsV1"], json!({"f:data": {"f:a": {}, "f:b": {}}}));
         let second = apply(Some(&first), &config_map(json!({"a": "1"})), KUBECTL, false).unwrap();
         assert_eq!(second["data"], json!({"a": "1"}));
@@ -391,19 +311,10 @@ mod tests {
         let mut live = config_map(json!({"a": "1"}));
         record_update(None, &mut live, OTHER);
         let error = apply(Some(&live), &config_map(json!({"a": "2"})), KUBECTL, false).unwrap_err();
-        assert_eq!(
-            error.status.message,
-            "Apply failed with 1 conflict: conflict with \"other\" using v1: .data.a"
-        );
+        assert_eq!(error.status.message, "Apply failed with 1 conflict: conflict with \"other\" using v1: .data.a");
         let forced = apply(Some(&live), &config_map(json!({"a": "2"})), KUBECTL, true).unwrap();
         assert_eq!(forced["data"]["a"], "2");
-        assert_eq!(
-            forced["metadata"]["managedFields"]
-                .as_array()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(forced["metadata"]["managedFields"].as_array().unwrap().len(), 1);
     }
 
     #[test]
@@ -416,28 +327,12 @@ mod tests {
 
     #[test]
     fn an_update_takes_over_what_it_changes() {
-        let before = apply(
-            None,
-            &config_map(json!({"a": "1", "b": "1"})),
-            KUBECTL,
-            false,
-        )
-        .unwrap();
+        let before = apply(None, &config_map(json!({"a": "1", "b": "1"})), KUBECTL, false).unwrap();
         let mut after = before.clone();
         after["data"]["a"] = "2".into();
         record_update(Some(&before), &mut after, OTHER);
-        let owned: Vec<_> = after["metadata"]["managedFields"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|e| &e["fieldsV1"])
-            .collect();
-        assert_eq!(
-            owned,
-            [
-                &json!({"f:data": {"f:b": {}}}),
-                &json!({"f:data": {"f:a": {}}})
-            ]
-        );
+        let owned: Vec<_> =
+            after["metadata"]["managedFields"].as_array().unwrap().iter().map(|e| &e["fieldsV1"]).collect();
+        assert_eq!(owned, [&json!({"f:data": {"f:b": {}}}), &json!({"f:data": {"f:a": {}}})]);
     }
 }

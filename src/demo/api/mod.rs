@@ -126,13 +126,8 @@ impl SampleApi {
 
     /// The uid of the namespace `kube-system`, by which a cluster is known; random for each API.
     pub fn cluster_uid(&self) -> String {
-        let system = self
-            .shared
-            .store
-            .get(&Key::new(namespaces(), "", "kube-system"));
-        system
-            .and_then(|namespace| Some(namespace["metadata"]["uid"].as_str()?.to_owned()))
-            .unwrap_or_default()
+        let system = self.shared.store.get(&Key::new(namespaces(), "", "kube-system"));
+        system.and_then(|namespace| Some(namespace["metadata"]["uid"].as_str()?.to_owned())).unwrap_or_default()
     }
 }
 
@@ -145,12 +140,7 @@ impl SampleApiBuilder {
 
     /// Lets a user do everything, and impersonate anybody.
     pub fn impersonator(self, user: &str) -> Self {
-        self.rule(
-            Rule::for_user(user)
-                .verbs(&["*"])
-                .resources(&["*"])
-                .paths(&["*"]),
-        )
+        self.rule(Rule::for_user(user).verbs(&["*"]).resources(&["*"]).paths(&["*"]))
     }
 
     /// Adds a rule. Nobody may do what no rule allows, except for members of `system:masters`; everybody may
@@ -186,9 +176,7 @@ impl SampleApiBuilder {
             counters: Counters::default(),
             max_concurrent_streams: self.max_concurrent_streams,
         };
-        SampleApi {
-            shared: Arc::new(shared),
-        }
+        SampleApi { shared: Arc::new(shared) }
     }
 }
 

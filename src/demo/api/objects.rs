@@ -22,46 +22,24 @@ pub(super) fn new_uid() -> String {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     // Thirty-two ASCII characters: these cuts are in range.
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 /// Makes a new object complete: names, system metadata, defaults, and the status its controller would set.
 ///
 /// Errors: 400 and 422 as the API server words them.
-pub(super) fn prepare_create(
-    resource: &Resource,
-    namespace: &str,
-    object: &mut Value,
-) -> Result<(), ApiError> {
+pub(super) fn prepare_create(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), ApiError> {
     settle_identity(resource, namespace, object)?;
     let metadata = metadata_mut(object);
     if let (None, Some(prefix)) = (text(metadata, "name"), text(metadata, "generateName")) {
-        metadata.insert(
-            "name".to_owned(),
-            format!("{prefix}{}", random_suffix()).into(),
-        );
+        metadata.insert("name".to_owned(), format!("{prefix}{}", random_suffix()).into());
     }
-    for system in [
-        "resourceVersion",
-        "selfLink",
-        "deletionTimestamp",
-        "managedFields",
-    ] {
+    for system in ["resourceVersion", "selfLink", "deletionTimestamp", "managedFields"] {
         metadata.remove(system);
     }
     metadata.insert("uid".to_owned(), new_uid().into());
     metadata.insert("creationTimestamp".to_owned(), now().into());
-    if object
-        .get("spec")
-        .is_some_and(|spec| resource.plural != "leases" && spec.is_object())
-    {
+    if object.get("spec").is_some_and(|spec| resource.plural != "leases" && spec.is_object()) {
         object["metadata"]["generation"] = 1.into();
     }
     apply_defaults(resource, object);
@@ -73,27 +51,15 @@ pub(super) fn prepare_create(
 /// Carries over what a client cannot change, and counts the generation.
 ///
 /// Errors: 400 and 422 as the API server words them.
-pub(super) fn prepare_update(
-    resource: &Resource,
-    before: &Value,
-    after: &mut Value,
-) -> Result<(), ApiError> {
+pub(super) fn prepare_update(resource: &Resource, before: &Value, after: &mut Value) -> Result<(), ApiError> {
     let old = &before["metadata"];
-    settle_identity(
-        resource,
-        old["namespace"].as_str().unwrap_or_default(),
-        after,
-    )?;
+    settle_identity(resource, old["namespace"].as_str().unwrap_or_default(), after)?;
     let name = old["name"].as_str().unwrap_or_default();
     let metadata = metadata_mut(after);
     if metadata.get("name").is_some_and(|n| n != name) {
         let why = "field is immutable";
         let new_name = text(metadata, "name").unwrap_or_default();
-        return Err(ApiError::invalid(
-            resource,
-            name,
-            vec![Cause::invalid_value("metadata.name", new_name, why)],
-        ));
+        return Err(ApiError::invalid(resource, name, vec![Cause::invalid_value("metadata.name", new_name, why)]));
     }
     for system in ["name", "uid", "creationTimestamp", "generation"] {
         match old.get(system) {
@@ -126,28 +92,17 @@ pub(super) fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
         object["metadata"] = json!({});
     }
     // The line above made it an object.
-    object["metadata"]
-        .as_object_mut()
-        .expect("metadata is an object")
+    object["metadata"].as_object_mut().expect("metadata is an object")
 }
 
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
-    map.get(key)
-        .and_then(Value::as_str)
-        .filter(|t| !t.is_empty())
+    map.get(key).and_then(Value::as_str).filter(|t| !t.is_empty())
 }
 
 /// Kind, apiVersion and namespace follow the path; where the object says otherwise, it is refused.
-fn settle_identity(
-    resource: &Resource,
-    namespace: &str,
-    object: &mut Value,
-) -> Result<(), ApiError> {
+fn settle_identity(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), ApiError> {
     let group_version = resource.group_version();
-    for (field, expected) in [
-        ("kind", resource.kind),
-        ("apiVersion", group_version.as_str()),
-    ] {
+    for (field, expected) in [("kind", resource.kind), ("apiVersion", group_version.as_str())] {
         match object[field].as_str() {
             None | Some("") => object[field] = expected.into(),
             Some(given) if given == expected => {}
@@ -177,9 +132,7 @@ fn random_suffix() -> String {
     // The alphabet of `k8s.io/apimachinery/pkg/util/rand`: no vowels, no words by accident.
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut rng = rand::rng();
-    (0..5)
-        .map(|_| ALPHABET[rng.random_range(0..ALPHABET.len())] as char)
-        .collect()
+    (0..5).map(|_| ALPHABET[rng.random_range(0..ALPHABET.len())] as char).collect()
 }
 
 fn apply_defaults(resource: &Resource, object: &mut Value) {
@@ -193,11 +146,7 @@ fn apply_defaults(resource: &Resource, object: &mut Value) {
         "services" => {
             set_default(object, "/spec", "type", "ClusterIP".into());
             set_default(object, "/spec", "sessionAffinity", "None".into());
-            let address = format!(
-                "10.96.{}.{}",
-                rand::rng().random::<u8>(),
-                rand::rng().random_range(2..=254_u8)
-            );
+            let address = format!("10.96.{}.{}", rand::rng().random::<u8>(), rand::rng().random_range(2..=254_u8));
             set_default(object, "/spec", "clusterIP", address.into());
         }
         "pods" => {
@@ -225,8 +174,7 @@ fn set_default(object: &mut Value, parent: &str, key: &str, value: Value) {
 /// `stringData` is write-only: its values move to `data`.
 fn encode_string_data(secret: &mut Value) {
     set_default(secret, "", "type", "Opaque".into());
-    let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|s| s.remove("stringData"))
-    else {
+    let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|s| s.remove("stringData")) else {
         return;
     };
     for (key, value) in plain {
@@ -240,10 +188,7 @@ fn validate(resource: &Resource, object: &Value) -> Result<(), ApiError> {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
     let mut causes = Vec::new();
     if name.is_empty() {
-        causes.push(Cause::required(
-            "metadata.name",
-            "name or generateName is required",
-        ));
+        causes.push(Cause::required("metadata.name", "name or generateName is required"));
     } else if matches!(resource.plural, "namespaces" | "services") {
         if !is_dns_label(name) || name.len() > 63 {
             causes.push(Cause::invalid_value("metadata.name", name, DNS_LABEL));
@@ -254,18 +199,10 @@ fn validate(resource: &Resource, object: &Value) -> Result<(), ApiError> {
     if matches!(resource.plural, "configmaps" | "secrets") {
         causes.extend(bad_data_keys(object));
     }
-    if resource.plural == "pods"
-        && object["spec"]["containers"]
-            .as_array()
-            .is_none_or(Vec::is_empty)
-    {
+    if resource.plural == "pods" && object["spec"]["containers"].as_array().is_none_or(Vec::is_empty) {
         causes.push(Cause::required("spec.containers", ""));
     }
-    if causes.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::invalid(resource, name, causes))
-    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, name, causes)) }
 }
 
 const DNS_LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
@@ -283,14 +220,9 @@ fn is_dns_label(label: &str) -> bool {
 fn bad_data_keys(object: &Value) -> Vec<Cause> {
     let keys = object["data"].as_object().into_iter().flat_map(Map::keys);
     let bad = keys.filter(|key| {
-        key.is_empty()
-            || key.len() > 253
-            || !key
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        key.is_empty() || key.len() > 253 || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     });
-    bad.map(|key| Cause::invalid_value(format!("data[{key}]"), key, CONFIG_KEY))
-        .collect()
+    bad.map(|key| Cause::invalid_value(format!("data[{key}]"), key, CONFIG_KEY)).collect()
 }
 
 /// Brings the status to where a cluster's controllers and kubelets would bring it within moments.
@@ -306,10 +238,7 @@ fn run_controllers(resource: &Resource, object: &mut Value) {
 
 fn running_pod(pod: &Value) -> Value {
     let started = &pod["metadata"]["creationTimestamp"];
-    let containers = pod["spec"]["containers"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let containers = pod["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let statuses: Vec<Value> = containers
         .iter()
         .map(|container| {
@@ -360,44 +289,26 @@ mod tests {
         let error = prepare_create(config_map(), "demo", &mut object).unwrap_err();
         assert_eq!(error.code.as_u16(), 422);
         let start = r#"ConfigMap "cap-bad" is invalid: data[bad key!]: Invalid value: "bad key!": a valid config key"#;
-        assert!(
-            error.status.message.starts_with(start),
-            "{}",
-            error.status.message
-        );
+        assert!(error.status.message.starts_with(start), "{}", error.status.message);
     }
 
     #[test]
     fn a_generated_name_ends_in_five_characters() {
         let mut object = json!({"metadata": {"generateName": "job-"}});
         prepare_create(config_map(), "demo", &mut object).unwrap();
-        assert_eq!(
-            object["metadata"]["name"].as_str().unwrap().len(),
-            "job-".len() + 5
-        );
+        assert_eq!(object["metadata"]["name"].as_str().unwrap().len(), "job-".len() + 5);
     }
 
     #[test]
     fn an_object_of_another_namespace_is_refused() {
         let mut object = json!({"metadata": {"name": "a", "namespace": "other"}});
-        assert_eq!(
-            prepare_create(config_map(), "demo", &mut object)
-                .unwrap_err()
-                .code
-                .as_u16(),
-            400
-        );
+        assert_eq!(prepare_create(config_map(), "demo", &mut object).unwrap_err().code.as_u16(), 400);
     }
 
     #[test]
     fn plain_secret_values_are_encoded() {
         let mut object = json!({"metadata": {"name": "a"}, "stringData": {"k": "v"}});
-        prepare_create(
-            Resource::find("", "v1", "secrets").unwrap(),
-            "demo",
-            &mut object,
-        )
-        .unwrap();
+        prepare_create(Resource::find("", "v1", "secrets").unwrap(), "demo", &mut object).unwrap();
         assert_eq!(object["data"]["k"], "dg==");
         assert!(object.get("stringData").is_none());
     }

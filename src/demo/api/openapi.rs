@@ -41,11 +41,7 @@ impl OpenApi {
         let groups: Vec<Document> = group_versions()
             .into_iter()
             .map(|(group, version)| {
-                let path = if group.is_empty() {
-                    format!("api/{version}")
-                } else {
-                    format!("apis/{group}/{version}")
-                };
+                let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
                 Document::new(path, version_3(group, version).to_string())
             })
             .collect();
@@ -66,11 +62,7 @@ impl OpenApi {
     /// The answer for that path, if it is one of these documents.
     pub fn answer(&self, path: &str, query: &Query, headers: &HeaderMap) -> Option<Response> {
         if path == INDEX_PATH || path == "/openapi/v3/" {
-            return Some(sized(
-                StatusCode::OK,
-                "text/plain; charset=utf-8",
-                &self.index,
-            ));
+            return Some(sized(StatusCode::OK, "text/plain; charset=utf-8", &self.index));
         }
         if path == "/openapi/v2" {
             return Some(self.version_2(headers));
@@ -84,10 +76,7 @@ impl OpenApi {
     }
 
     fn version_2(&self, headers: &HeaderMap) -> Response {
-        let accept = headers
-            .get(header::ACCEPT)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or_default();
+        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         if accept.contains(V2_PROTOBUF) || accept.contains(V2_PROTOBUF_SENT) {
             return self.v2_protobuf.answer(headers, V2_PROTOBUF_SENT, false);
         }
@@ -98,19 +87,13 @@ impl OpenApi {
 impl Document {
     fn new(path: String, bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self {
-            path,
-            hash: hash(&bytes),
-            bytes,
-        }
+        Self { path, hash: hash(&bytes), bytes }
     }
 
     /// The document, or 304 when the client has it. With its hash in the URL it never changes.
     fn answer(&self, headers: &HeaderMap, content_type: &'static str, by_hash: bool) -> Response {
         let tag = format!("\"{}\"", self.hash);
-        let known = headers
-            .get(header::IF_NONE_MATCH)
-            .is_some_and(|v| v.as_bytes() == tag.as_bytes());
+        let known = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
         let mut response = if known {
             sized(StatusCode::NOT_MODIFIED, content_type, &Bytes::new())
         } else {
@@ -118,16 +101,10 @@ impl Document {
         };
         let answer = response.headers_mut();
         // Hexadecimal digits in quotes are a valid header value.
-        answer.insert(
-            header::ETAG,
-            HeaderValue::from_str(&tag).expect("hexadecimal digits"),
-        );
+        answer.insert(header::ETAG, HeaderValue::from_str(&tag).expect("hexadecimal digits"));
         answer.insert(header::VARY, HeaderValue::from_static("Accept"));
         if by_hash {
-            answer.insert(
-                header::CACHE_CONTROL,
-                HeaderValue::from_static("public, immutable"),
-            );
+            answer.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
         }
         response
     }
@@ -135,44 +112,27 @@ impl Document {
 
 /// A digest as OpenAPI hashes and entity tags show it: SHA-512 in capital hexadecimal digits.
 pub(super) fn hash(bytes: &[u8]) -> String {
-    digest::digest(&digest::SHA512, bytes)
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02X}"))
-        .collect()
+    digest::digest(&digest::SHA512, bytes).as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// A wrong hash leads to the right one.
 fn moved(document: &Document) -> Response {
     let location = format!("{INDEX_PATH}/{}?hash={}", document.path, document.hash);
     let text = format!("<a href=\"{location}\">Moved Permanently</a>.\n\n");
-    let mut response = response::of(
-        StatusCode::MOVED_PERMANENTLY,
-        "text/html; charset=utf-8",
-        text.into_bytes(),
-    );
+    let mut response = response::of(StatusCode::MOVED_PERMANENTLY, "text/html; charset=utf-8", text.into_bytes());
     // A path of the resource table and hexadecimal digits are a valid header value.
-    response.headers_mut().insert(
-        header::LOCATION,
-        HeaderValue::from_str(&location).expect("a plain path"),
-    );
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_str(&location).expect("a plain path"));
     response
 }
 
 fn sized(code: StatusCode, content_type: &'static str, bytes: &Bytes) -> Response {
     let mut response = response::with_body(code, content_type, Body::whole(bytes.clone()));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_LENGTH, bytes.len().into());
+    response.headers_mut().insert(header::CONTENT_LENGTH, bytes.len().into());
     response
 }
 
 fn version_3(group: &str, version: &str) -> Value {
-    let resources = || {
-        RESOURCES
-            .iter()
-            .filter(|r| r.group == group && r.version == version)
-    };
+    let resources = || RESOURCES.iter().filter(|r| r.group == group && r.version == version);
     let paths = resources().flat_map(|resource| {
         let content = |kind: &str| json!({kind: {"schema": {"$ref": format!("#/components/schemas/{}", schemas::name_of(resource))}}});
         let parameter = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string"}});
@@ -200,7 +160,7 @@ fn version_2() -> Value {
         operations(resource, &|action| {
             let mut operation = operation(resource, action);
             operation["responses"] = json!({"200": {"description": "OK"}});
-            operation["parameters"] = WRITE_PARAMETERS.iter().map(|name| parameter(name)).collect();
+            operation["parameters"] = WRITE_PARAMETERS.iter().map(&parameter).collect();
             operation
         })
     });
@@ -216,15 +176,9 @@ const WRITE_PARAMETERS: &[&str] = &["dryRun", "fieldManager", "fieldValidation",
 /// The paths of a resource with the operations kubectl looks at: the writing ones.
 fn operations(resource: &Resource, operation: &dyn Fn(&str) -> Value) -> Vec<(String, Value)> {
     let base = match (resource.group, resource.namespaced) {
-        ("", true) => format!(
-            "/api/{}/namespaces/{{namespace}}/{}",
-            resource.version, resource.plural
-        ),
+        ("", true) => format!("/api/{}/namespaces/{{namespace}}/{}", resource.version, resource.plural),
         ("", false) => format!("/api/{}/{}", resource.version, resource.plural),
-        (group, true) => format!(
-            "/apis/{group}/{}/namespaces/{{namespace}}/{}",
-            resource.version, resource.plural
-        ),
+        (group, true) => format!("/apis/{group}/{}/namespaces/{{namespace}}/{}", resource.version, resource.plural),
         (group, false) => format!("/apis/{group}/{}/{}", resource.version, resource.plural),
     };
     let mut paths = vec![(base.clone(), json!({"post": operation("post")}))];
@@ -252,35 +206,20 @@ mod tests {
     fn a_stale_hash_is_moved_to_the_right_one() {
         let documents = OpenApi::new();
         let stale = Query::parse("hash=ABC");
-        let response = documents
-            .answer("/openapi/v3/api/v1", &stale, &HeaderMap::new())
-            .unwrap();
+        let response = documents.answer("/openapi/v3/api/v1", &stale, &HeaderMap::new()).unwrap();
         assert_eq!(response.status(), StatusCode::MOVED_PERMANENTLY);
-        let location = response.headers()[header::LOCATION]
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let location = response.headers()[header::LOCATION].to_str().unwrap().to_owned();
         let (path, query) = location.split_once('?').unwrap();
-        let response = documents
-            .answer(path, &Query::parse(query), &HeaderMap::new())
-            .unwrap();
-        assert_eq!(
-            response.headers()[header::CACHE_CONTROL],
-            "public, immutable"
-        );
+        let response = documents.answer(path, &Query::parse(query), &HeaderMap::new()).unwrap();
+        assert_eq!(response.headers()[header::CACHE_CONTROL], "public, immutable");
     }
 
     #[test]
     fn a_known_document_is_not_sent_again() {
         let documents = OpenApi::new();
-        let first = documents
-            .answer("/openapi/v2", &Query::default(), &HeaderMap::new())
-            .unwrap();
-        let headers =
-            HeaderMap::from_iter([(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone())]);
-        let second = documents
-            .answer("/openapi/v2", &Query::default(), &headers)
-            .unwrap();
+        let first = documents.answer("/openapi/v2", &Query::default(), &HeaderMap::new()).unwrap();
+        let headers = HeaderMap::from_iter([(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone())]);
+        let second = documents.answer("/openapi/v2", &Query::default(), &headers).unwrap();
         assert_eq!(second.status(), StatusCode::NOT_MODIFIED);
     }
 }

@@ -27,9 +27,7 @@ pub(super) fn strategic_merge(target: &mut Value, patch: &Value) {
         *target = patch.clone();
         return;
     };
-    let replaces = patch
-        .get("$patch")
-        .is_some_and(|directive| directive == "replace");
+    let replaces = patch.get("$patch").is_some_and(|directive| directive == "replace");
     let target = make_object(target);
     if replaces {
         target.clear();
@@ -55,11 +53,7 @@ fn merge_field(target: &mut Map<String, Value>, key: &str, value: &Value) {
             target.remove(key);
         }
         Value::Array(items) => match merge_key(key, items) {
-            Some(merge_key) => merge_list(
-                make_array(target.entry(key).or_insert(Value::Null)),
-                items,
-                merge_key,
-            ),
+            Some(merge_key) => merge_list(make_array(target.entry(key).or_insert(Value::Null)), items, merge_key),
             None => {
                 target.insert(key.to_owned(), value.clone());
             }
@@ -84,12 +78,8 @@ fn merge_key(list: &str, items: &[Value]) -> Option<&'static str> {
 
 fn merge_list(target: &mut Vec<Value>, items: &[Value], key: &str) {
     for item in items {
-        let position = target
-            .iter()
-            .position(|existing| existing[key] == item[key]);
-        let deletes = item
-            .get("$patch")
-            .is_some_and(|directive| directive == "delete");
+        let position = target.iter().position(|existing| existing[key] == item[key]);
+        let deletes = item.get("$patch").is_some_and(|directive| directive == "delete");
         match position {
             Some(position) if deletes => {
                 target.remove(position);
@@ -109,15 +99,10 @@ fn merge_list(target: &mut Vec<Value>, items: &[Value], key: &str) {
 /// RFC 6902: `add`, `remove`, `replace`, `move`, `copy`, `test`. Errors: 400 for what is no patch, 422 where it
 /// does not fit the object.
 pub(super) fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let operations = patch
-        .as_array()
-        .ok_or_else(|| ApiError::bad_request("a JSON patch is a list of operations"))?;
+    let operations = patch.as_array().ok_or_else(|| ApiError::bad_request("a JSON patch is a list of operations"))?;
     for operation in operations {
-        apply_operation(target, operation).ok_or_else(|| {
-            ApiError::bad_request(format!(
-                "the JSON patch operation {operation} cannot be applied"
-            ))
-        })?;
+        apply_operation(target, operation)
+            .ok_or_else(|| ApiError::bad_request(format!("the JSON patch operation {operation} cannot be applied")))?;
     }
     Ok(())
 }
@@ -212,26 +197,19 @@ mod tests {
 
     #[test]
     fn containers_merge_by_name_in_a_strategic_patch() {
-        let mut object =
-            json!({"containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "y"}]});
+        let mut object = json!({"containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "y"}]});
         let patch = json!({
             "$setElementOrder/containers": [{"name": "a"}, {"name": "c"}],
             "containers": [{"name": "a", "image": "z"}, {"name": "b", "$patch": "delete"}, {"name": "c"}],
         });
         strategic_merge(&mut object, &patch);
-        assert_eq!(
-            object,
-            json!({"containers": [{"name": "a", "image": "z"}, {"name": "c"}]})
-        );
+        assert_eq!(object, json!({"containers": [{"name": "a", "image": "z"}, {"name": "c"}]}));
     }
 
     #[test]
     fn lists_of_words_are_replaced_in_a_strategic_patch() {
         let mut object = json!({"args": ["a"], "finalizers": ["x", "y"]});
-        strategic_merge(
-            &mut object,
-            &json!({"args": ["b"], "$deleteFromPrimitiveList/finalizers": ["x"]}),
-        );
+        strategic_merge(&mut object, &json!({"args": ["b"], "$deleteFromPrimitiveList/finalizers": ["x"]}));
         assert_eq!(object, json!({"args": ["b"], "finalizers": ["y"]}));
     }
 
@@ -246,19 +224,7 @@ mod tests {
         ]);
         json_patch(&mut object, &good).unwrap();
         assert_eq!(object, json!({"a": {"b": [0, 3]}}));
-        assert!(
-            json_patch(
-                &mut object,
-                &json!([{"op": "test", "path": "/a/b/0", "value": 9}])
-            )
-            .is_err()
-        );
-        assert!(
-            json_patch(
-                &mut object,
-                &json!([{"op": "add", "path": "/a/b/7", "value": 9}])
-            )
-            .is_err()
-        );
+        assert!(json_patch(&mut object, &json!([{"op": "test", "path": "/a/b/0", "value": 9}])).is_err());
+        assert!(json_patch(&mut object, &json!([{"op": "add", "path": "/a/b/7", "value": 9}])).is_err());
     }
 }

@@ -24,19 +24,10 @@ pub(super) struct Payload {
 impl Payload {
     /// Reads the body. Errors: 413 above 3 MiB, 400 when it does not arrive whole and in time.
     pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Self, ApiError> {
-        let media_type = headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or("application/json");
-        let media_type = media_type
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
+        let media_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let collected = tokio::time::timeout(DEADLINE, Limited::new(body, LIMIT).collect()).await;
-        let collected = collected
-            .map_err(|_| ApiError::bad_request("the request body did not arrive in time"))?;
+        let collected = collected.map_err(|_| ApiError::bad_request("the request body did not arrive in time"))?;
         let bytes = collected.map_err(|error| {
             if error.downcast_ref::<LengthLimitError>().is_some() {
                 ApiError::too_large(LIMIT)
@@ -44,10 +35,7 @@ impl Payload {
                 ApiError::bad_request(format!("the request body could not be read: {error}"))
             }
         })?;
-        Ok(Self {
-            media_type,
-            bytes: bytes.to_bytes(),
-        })
+        Ok(Self { media_type, bytes: bytes.to_bytes() })
     }
 
     /// The media type without parameters, in lower case.
@@ -57,14 +45,11 @@ impl Payload {
 
     /// The object in the body. Errors: 415 for other media types, 400 for what cannot be parsed.
     pub fn decode(&self) -> Result<Value, ApiError> {
-        let malformed = |error: String| {
-            ApiError::bad_request(format!("the object provided is unrecognized: {error}"))
-        };
+        let malformed = |error: String| ApiError::bad_request(format!("the object provided is unrecognized: {error}"));
         match self.media_type.as_str() {
             protobuf::MEDIA_TYPE => protobuf::decode(&self.bytes),
             "application/yaml" | "application/apply-patch+yaml" => {
-                let text =
-                    std::str::from_utf8(&self.bytes).map_err(|e| malformed(e.to_string()))?;
+                let text = std::str::from_utf8(&self.bytes).map_err(|e| malformed(e.to_string()))?;
                 serde_json::from_str(text)
                     .or_else(|_| serde_saphyr::from_str(text))
                     .map_err(|e| malformed(e.to_string()))
@@ -81,10 +66,6 @@ impl Payload {
 
     /// As [`Payload::decode`], with null for an empty body.
     pub fn decode_optional(&self) -> Result<Value, ApiError> {
-        if self.bytes.is_empty() {
-            Ok(Value::Null)
-        } else {
-            self.decode()
-        }
+        if self.bytes.is_empty() { Ok(Value::Null) } else { self.decode() }
     }
 }

@@ -58,23 +58,15 @@ impl Pods {
         let spec = container_spec(pod, name)?;
         let container = spec["name"].as_str().unwrap_or_default().to_owned();
         let mut running = self.lock();
-        let started = || Running {
-            uid: text("uid"),
-            stopped: CancellationToken::new(),
-            containers: HashMap::new(),
-        };
-        let entry = running
-            .entry((text("namespace"), text("name")))
-            .or_insert_with(started);
+        let started = || Running { uid: text("uid"), stopped: CancellationToken::new(), containers: HashMap::new() };
+        let entry = running.entry((text("namespace"), text("name"))).or_insert_with(started);
         if entry.uid != text("uid") {
             entry.stopped.cancel();
             *entry = started();
         }
         let stopped = entry.stopped.clone();
-        let container = entry
-            .containers
-            .entry(container)
-            .or_insert_with(|| Arc::new(Container::new(pod, spec, stopped)));
+        let container =
+            entry.containers.entry(container).or_insert_with(|| Arc::new(Container::new(pod, spec, stopped)));
         Ok(container.clone())
     }
 
@@ -99,38 +91,16 @@ impl Pods {
 impl Container {
     fn new(pod: &Value, spec: &Value, stopped: CancellationToken) -> Self {
         let environment = environment(spec);
-        let per_second = environment
-            .iter()
-            .find(|(key, _)| key == "TICKS_PER_SECOND");
-        let per_second = per_second
-            .and_then(|(_, value)| value.parse().ok())
-            .unwrap_or(1);
-        let created = pod["metadata"]["creationTimestamp"]
-            .as_str()
-            .and_then(|text| text.parse().ok());
-        let process = if spec["command"][0] == "cat" {
-            MainProcess::Cat
-        } else {
-            MainProcess::Ticker
-        };
+        let per_second = environment.iter().find(|(key, _)| key == "TICKS_PER_SECOND");
+        let per_second = per_second.and_then(|(_, value)| value.parse().ok()).unwrap_or(1);
+        let created = pod["metadata"]["creationTimestamp"].as_str().and_then(|text| text.parse().ok());
+        let process = if spec["command"][0] == "cat" { MainProcess::Cat } else { MainProcess::Ticker };
         let log = match process {
             MainProcess::Cat => LogRing::quiet(),
-            MainProcess::Ticker => {
-                LogRing::ticking(created.unwrap_or_else(Timestamp::now), per_second)
-            }
+            MainProcess::Ticker => LogRing::ticking(created.unwrap_or_else(Timestamp::now), per_second),
         };
-        let hostname = pod["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        Self {
-            hostname,
-            environment,
-            log,
-            files: Mutex::new(FileSystem::new()),
-            process,
-            stopped,
-        }
+        let hostname = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        Self { hostname, environment, log, files: Mutex::new(FileSystem::new()), process, stopped }
     }
 
     /// The container's files.
@@ -142,48 +112,28 @@ impl Container {
 
 /// The part of the pod's spec that is this container (`podutils.FindContainerByName`; `pod/rest/subresources.go`).
 fn container_spec<'a>(pod: &'a Value, name: Option<&str>) -> Result<&'a Value, ApiError> {
-    let containers = pod["spec"]["containers"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let containers = pod["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
     match (name.filter(|name| !name.is_empty()), containers) {
         (Some(name), _) => containers
             .iter()
             .find(|container| container["name"] == name)
-            .ok_or_else(|| {
-                ApiError::bad_request(format!("container {name} is not valid for pod {pod_name}"))
-            }),
+            .ok_or_else(|| ApiError::bad_request(format!("container {name} is not valid for pod {pod_name}"))),
         (None, [only]) => Ok(only),
         (None, _) => {
-            let names: Vec<&str> = containers
-                .iter()
-                .filter_map(|container| container["name"].as_str())
-                .collect();
+            let names: Vec<&str> = containers.iter().filter_map(|container| container["name"].as_str()).collect();
             let names = names.join(" ");
-            let message = format!(
-                "a container name must be specified for pod {pod_name}, choose one of: [{names}]"
-            );
+            let message = format!("a container name must be specified for pod {pod_name}, choose one of: [{names}]");
             Err(ApiError::bad_request(message))
         }
     }
 }
 
 fn environment(spec: &Value) -> Vec<(String, String)> {
-    let given = spec["env"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default()
-        .iter();
-    let given = given.filter_map(|entry| {
-        Some((
-            entry["name"].as_str()?.to_owned(),
-            entry["value"].as_str()?.to_owned(),
-        ))
-    });
-    let path = [
-        ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
-        ("HOME".to_owned(), "/root".to_owned()),
-    ];
+    let given = spec["env"].as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    let given =
+        given.filter_map(|entry| Some((entry["name"].as_str()?.to_owned(), entry["value"].as_str()?.to_owned())));
+    let path =
+        [("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()), ("HOME".to_owned(), "/root".to_owned())];
     path.into_iter().chain(given).collect()
 }

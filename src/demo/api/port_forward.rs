@@ -50,15 +50,9 @@ pub(super) fn answer(
         if !offered.iter().any(|protocol| protocol == TUNNEL_PROTOCOL) {
             return Ok(websocket::refuse_protocol());
         }
-        (
-            websocket::accept(headers, Some(TUNNEL_PROTOCOL))?,
-            Carrier::WebSocket,
-        )
+        (websocket::accept(headers, Some(TUNNEL_PROTOCOL))?, Carrier::WebSocket)
     } else if is_spdy_requested(headers) {
-        if !offered_spdy_protocols(headers)
-            .iter()
-            .any(|protocol| protocol == PROTOCOL)
-        {
+        if !offered_spdy_protocols(headers).iter().any(|protocol| protocol == PROTOCOL) {
             return Ok(refuse_spdy_protocol(headers, &[PROTOCOL]));
         }
         (accept_spdy(PROTOCOL), Carrier::Upgrade)
@@ -66,10 +60,7 @@ pub(super) fn answer(
         return Err(ApiError::bad_request("Upgrade request required"));
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    let (open, shutdown) = (
-        Open::new(&api.counters.open_upgrades),
-        connection.shutdown.clone(),
-    );
+    let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     tokio::spawn(async move {
         let _open = open;
         tokio::select! {
@@ -82,11 +73,7 @@ pub(super) fn answer(
     Ok(response)
 }
 
-async fn run(
-    upgrade: OnUpgrade,
-    carrier: &Carrier,
-    container: &Arc<Container>,
-) -> Result<(), Gone> {
+async fn run(upgrade: OnUpgrade, carrier: &Carrier, container: &Arc<Container>) -> Result<(), Gone> {
     let mut connection = match carrier {
         Carrier::Upgrade => Connection::new(TokioIo::new(upgrade.await.map_err(|_| Gone)?)),
         Carrier::WebSocket => Connection::new(websocket::start_as_bytes(upgrade).await?),
@@ -121,10 +108,7 @@ impl Waiting {
     /// Takes a stream; gives the pair it completes. What is no stream of a forwarded connection is reset.
     async fn add(&mut self, stream: Stream) -> Result<Option<Pair>, Gone> {
         self.forget_overdue().await?;
-        let port = stream
-            .header("port")
-            .and_then(|port| port.parse().ok())
-            .filter(|port| *port > 0);
+        let port = stream.header("port").and_then(|port| port.parse().ok()).filter(|port| *port > 0);
         let is_error = match stream.header("streamtype") {
             Some("error") => true,
             Some("data") => false,
@@ -139,24 +123,13 @@ impl Waiting {
                 self.0.insert(id, (stream, Instant::now()));
                 Ok(None)
             }
-            Some((first, _)) if is_error => Ok(Some(Pair {
-                port,
-                error: stream,
-                data: first,
-            })),
-            Some((first, _)) => Ok(Some(Pair {
-                port,
-                error: first,
-                data: stream,
-            })),
+            Some((first, _)) if is_error => Ok(Some(Pair { port, error: stream, data: first })),
+            Some((first, _)) => Ok(Some(Pair { port, error: first, data: stream })),
         }
     }
 
     async fn forget_overdue(&mut self) -> Result<(), Gone> {
-        let overdue = self
-            .0
-            .iter()
-            .filter(|(_, (_, since))| since.elapsed() > PAIR_DEADLINE);
+        let overdue = self.0.iter().filter(|(_, (_, since))| since.elapsed() > PAIR_DEADLINE);
         let overdue: Vec<String> = overdue.map(|(id, _)| id.clone()).collect();
         for id in overdue {
             if let Some((stream, _)) = self.0.remove(&id) {
@@ -178,11 +151,7 @@ fn request_id(stream: &Stream, is_error: bool) -> String {
 
 /// One forwarded connection: both directions, each ending by itself.
 async fn forward(pair: Pair, hostname: &str) -> Result<(), Gone> {
-    let Pair {
-        port,
-        error,
-        mut data,
-    } = pair;
+    let Pair { port, error, mut data } = pair;
     let (error, sender) = (error.sender(), data.sender());
     let Some(service) = services::connect(port) else {
         sender.finish().await?;

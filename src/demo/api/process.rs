@@ -79,11 +79,7 @@ pub(super) struct Stdin {
 #[derive(Clone)]
 pub(super) enum Output {
     /// To the client; on a terminal, ends of lines become CR LF.
-    Client {
-        sender: mpsc::Sender<(Channel, Bytes)>,
-        channel: Channel,
-        terminal: bool,
-    },
+    Client { sender: mpsc::Sender<(Channel, Bytes)>, channel: Channel, terminal: bool },
     /// Into the input of another process.
     Pipe(mpsc::Sender<Bytes>),
     /// Nowhere.
@@ -107,17 +103,9 @@ pub(super) fn start(container: Arc<Container>, task: Task, with_terminal: bool) 
     let (stdin, raw) = mpsc::channel(WAITING);
     let (sender, output) = mpsc::channel(WAITING);
     let resize = watch::Sender::new(Size::default());
-    let to_client = |channel| Output::Client {
-        sender: sender.clone(),
-        channel,
-        terminal: with_terminal,
-    };
+    let to_client = |channel| Output::Client { sender: sender.clone(), channel, terminal: with_terminal };
     // On a terminal there is one output only.
-    let stderr = if with_terminal {
-        Channel::Stdout
-    } else {
-        Channel::Stderr
-    };
+    let stderr = if with_terminal { Channel::Stdout } else { Channel::Stderr };
     let (stdout, stderr) = (to_client(Channel::Stdout), to_client(stderr));
     drop(sender);
     let size = resize.subscribe();
@@ -125,18 +113,10 @@ pub(super) fn start(container: Arc<Container>, task: Task, with_terminal: bool) 
         let stopped = container.stopped.clone();
         let run = async move {
             if with_terminal {
-                let terminal = Terminal {
-                    size,
-                    interrupt: Arc::default(),
-                };
+                let terminal = Terminal { size, interrupt: Arc::default() };
                 on_terminal(container, task, raw, stdout, stderr, terminal).await
             } else {
-                let io = Io {
-                    stdin: &mut Stdin::new(raw),
-                    stdout,
-                    stderr,
-                    terminal: None,
-                };
+                let io = Io { stdin: &mut Stdin::new(raw), stdout, stderr, terminal: None };
                 run(container, task, io).await
             }
         };
@@ -146,12 +126,7 @@ pub(super) fn start(container: Arc<Container>, task: Task, with_terminal: bool) 
             () = stopped.cancelled() => Exit::Code(137),
         }
     };
-    Running {
-        stdin,
-        output,
-        resize,
-        task: AbortOnDropHandle::new(tokio::spawn(future)),
-    }
+    Running { stdin, output, resize, task: AbortOnDropHandle::new(tokio::spawn(future)) }
 }
 
 impl Running {
@@ -181,12 +156,7 @@ async fn on_terminal(
     let interrupt = terminal.interrupt.clone();
     let echo = stdout.clone();
     let mut stdin = Stdin::new(stdin);
-    let io = Io {
-        stdin: &mut stdin,
-        stdout,
-        stderr,
-        terminal: Some(terminal),
-    };
+    let io = Io { stdin: &mut stdin, stdout, stderr, terminal: Some(terminal) };
     tokio::select! {
         exit = run(container, task, io) => exit,
         never = async {
@@ -199,11 +169,7 @@ async fn on_terminal(
 impl Stdin {
     /// Input from a channel. An empty piece is the end of input for who reads it, as Ctrl-D is.
     pub fn new(incoming: mpsc::Receiver<Bytes>) -> Self {
-        Self {
-            incoming,
-            pending: Bytes::new(),
-            line: Vec::new(),
-        }
+        Self { incoming, pending: Bytes::new(), line: Vec::new() }
     }
 
     /// The next piece; nothing at the end.
@@ -251,12 +217,7 @@ impl Output {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));
             match self {
-                Self::Client {
-                    sender, channel, ..
-                } => sender
-                    .send((*channel, piece))
-                    .await
-                    .map_err(|_| BrokenPipe)?,
+                Self::Client { sender, channel, .. } => sender.send((*channel, piece)).await.map_err(|_| BrokenPipe)?,
                 Self::Pipe(sender) => sender.send(piece).await.map_err(|_| BrokenPipe)?,
                 Self::Null => {}
             }

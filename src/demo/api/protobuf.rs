@@ -42,13 +42,9 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, ApiError> {
     let envelope = read_message(unknown, ENVELOPE, 0).ok_or_else(malformed)?;
     let raw = envelope["raw"].as_str().unwrap_or_default();
     let raw = STANDARD.decode(raw).map_err(|_| malformed())?;
-    let (api_version, kind) = (
-        &envelope["typeMeta"]["apiVersion"],
-        &envelope["typeMeta"]["kind"],
-    );
-    let message = message_of(kind.as_str().unwrap_or_default()).ok_or_else(|| {
-        ApiError::unsupported_media_type(format!("{kind} is read as application/json only"))
-    })?;
+    let (api_version, kind) = (&envelope["typeMeta"]["apiVersion"], &envelope["typeMeta"]["kind"]);
+    let message = message_of(kind.as_str().unwrap_or_default())
+        .ok_or_else(|| ApiError::unsupported_media_type(format!("{kind} is read as application/json only")))?;
     let mut object = read_message(&raw, message, 0).ok_or_else(malformed)?;
     object["apiVersion"] = api_version.clone();
     object["kind"] = kind.clone();
@@ -71,14 +67,7 @@ fn message_of(kind: &str) -> Option<Message> {
 
 use Kind::{Bool, Bytes, ExtraValue, Integer, Many, ManyTexts, One, Text, Time};
 
-const ENVELOPE: Message = &[
-    (
-        1,
-        "typeMeta",
-        One(&[(1, "apiVersion", Text), (2, "kind", Text)]),
-    ),
-    (2, "raw", Bytes),
-];
+const ENVELOPE: Message = &[(1, "typeMeta", One(&[(1, "apiVersion", Text), (2, "kind", Text)])), (2, "raw", Bytes)];
 
 const OWNER_REFERENCE: Message = &[
     (1, "kind", Text),
@@ -135,11 +124,7 @@ const LEASE: Message = &[
 
 const DELETE_OPTIONS: Message = &[
     (1, "gracePeriodSeconds", Integer),
-    (
-        2,
-        "preconditions",
-        One(&[(1, "uid", Text), (2, "resourceVersion", Text)]),
-    ),
+    (2, "preconditions", One(&[(1, "uid", Text), (2, "resourceVersion", Text)])),
     (4, "propagationPolicy", Text),
     (5, "dryRun", ManyTexts),
 ];
@@ -202,15 +187,11 @@ fn read_message(mut bytes: &[u8], message: Message, depth: usize) -> Option<Valu
             continue;
         };
         match (kind, wire) {
-            (Many(message), Wire::Slice(slice)) => {
-                push(&mut object, name, read_message(slice, message, depth + 1)?)
-            }
+            (Many(message), Wire::Slice(slice)) => push(&mut object, name, read_message(slice, message, depth + 1)?),
             (ManyTexts, Wire::Slice(slice)) => push(&mut object, name, text(slice)?),
             (Kind::Map(value), Wire::Slice(slice)) => {
                 let (key, value) = read_entry(slice, value, depth)?;
-                let map = object
-                    .entry(*name)
-                    .or_insert_with(|| Value::Object(Map::new()));
+                let map = object.entry(*name).or_insert_with(|| Value::Object(Map::new()));
                 map.as_object_mut()?.insert(key, value);
             }
             (kind, wire) => {
@@ -225,10 +206,7 @@ fn read_message(mut bytes: &[u8], message: Message, depth: usize) -> Option<Valu
 }
 
 fn push(object: &mut Map<String, Value>, name: &str, value: Value) {
-    if let Value::Array(list) = object
-        .entry(name)
-        .or_insert_with(|| Value::Array(Vec::new()))
-    {
+    if let Value::Array(list) = object.entry(name).or_insert_with(|| Value::Array(Vec::new())) {
         list.push(value);
     }
 }
@@ -261,10 +239,7 @@ fn read_entry(mut bytes: &[u8], kind: &Kind, depth: usize) -> Option<(String, Va
 
 fn read_time(slice: &[u8]) -> Option<Value> {
     let time = read_message(slice, &[(1, "seconds", Integer), (2, "nanos", Integer)], 0)?;
-    let (seconds, nanos) = (
-        time["seconds"].as_i64().unwrap_or(0),
-        time["nanos"].as_i64().unwrap_or(0),
-    );
+    let (seconds, nanos) = (time["seconds"].as_i64().unwrap_or(0), time["nanos"].as_i64().unwrap_or(0));
     let time = jiff::Timestamp::new(seconds, i32::try_from(nanos).ok()?).ok()?;
     Some(time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string().into())
 }
@@ -316,18 +291,19 @@ mod tests {
 
     /// As kubectl 1.33 sends `create configmap cap-cm` (recorded).
     const CONFIG_MAP_BODY: &[u8] =
-        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x1c\n\x1a\n\x06cap-cm\x12\0\x1a\x04demo\"\0*\02\08\0B\0\x1a\0\"\0";
+        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x1c\n\x1a\n\x06cap-cm\x12\0\x1a\x04demo\"\0*\x002\x008\0B\0\x1a\0\"\0";
 
     #[test]
     fn a_config_map_of_kubectl_is_read() {
         let object = decode(CONFIG_MAP_BODY).unwrap();
-        let expected = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cap-cm", "namespace": "demo"}});
+        let expected =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cap-cm", "namespace": "demo"}});
         assert_eq!(object, expected);
     }
 
     #[test]
     fn an_access_review_of_kubectl_is_read() {
-        let body = b"k8s\0\n2\n\x17authorization.k8s.io/v1\x12\x17SelfSubjectAccessReview\x12@\n\x10\n\0\x12\0\x1a\0\"\0*\02\08\0B\0\x12\"\n \n\x04demo\x12\x06create\x1a\0\"\0*\x04pods2\0:\x04exec\x1a\x08\x08\0\x12\0\x1a\0 \0\x1a\0\"\0";
+        let body = b"k8s\0\n2\n\x17authorization.k8s.io/v1\x12\x17SelfSubjectAccessReview\x12@\n\x10\n\0\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\"\n \n\x04demo\x12\x06create\x1a\0\"\0*\x04pods2\0:\x04exec\x1a\x08\x08\0\x12\0\x1a\0 \0\x1a\0\"\0";
         let object = decode(body).unwrap();
         assert_eq!(object["spec"]["resourceAttributes"]["verb"], "create");
     }

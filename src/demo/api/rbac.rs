@@ -29,18 +29,12 @@ pub struct Rule {
 impl Rule {
     /// A rule for one user, allowing nothing yet.
     pub fn for_user(user: &str) -> Self {
-        Self {
-            users: vec![user.to_owned()],
-            ..Self::default()
-        }
+        Self { users: vec![user.to_owned()], ..Self::default() }
     }
 
     /// A rule for one group, allowing nothing yet.
     pub fn for_group(group: &str) -> Self {
-        Self {
-            groups: vec![group.to_owned()],
-            ..Self::default()
-        }
+        Self { groups: vec![group.to_owned()], ..Self::default() }
     }
 
     /// Allows these verbs.
@@ -80,31 +74,18 @@ impl Rule {
     }
 
     fn is_for(&self, user: &User) -> bool {
-        contains(&self.users, &user.name)
-            || user
-                .groups
-                .iter()
-                .any(|group| contains(&self.groups, group))
+        contains(&self.users, &user.name) || user.groups.iter().any(|group| contains(&self.groups, group))
     }
 
     fn allows(&self, attributes: &Attributes<'_>) -> bool {
         let verb = contains(&self.verbs, attributes.verb());
         match attributes {
-            Attributes::Path { path, .. } => {
-                verb && self.paths.iter().any(|p| path_matches(p, path))
-            }
-            Attributes::Resource {
-                group,
-                resource,
-                name,
-                namespace,
-                ..
-            } => {
+            Attributes::Path { path, .. } => verb && self.paths.iter().any(|p| path_matches(p, path)),
+            Attributes::Resource { group, resource, name, namespace, .. } => {
                 verb && contains(&self.resources, resource)
                     && (self.api_groups.is_empty() || contains(&self.api_groups, group))
                     && (self.resource_names.is_empty() || contains(&self.resource_names, name))
-                    && (self.namespaces.is_empty()
-                        || namespace.is_some_and(|n| contains(&self.namespaces, n)))
+                    && (self.namespaces.is_empty() || namespace.is_some_and(|n| contains(&self.namespaces, n)))
             }
         }
     }
@@ -114,13 +95,7 @@ impl Rule {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Attributes<'a> {
     /// A resource; `resource` includes the subresource (`pods/log`).
-    Resource {
-        verb: &'a str,
-        group: &'a str,
-        resource: &'a str,
-        name: &'a str,
-        namespace: Option<&'a str>,
-    },
+    Resource { verb: &'a str, group: &'a str, resource: &'a str, name: &'a str, namespace: Option<&'a str> },
     /// A path that is no resource.
     Path { verb: &'a str, path: &'a str },
 }
@@ -145,41 +120,20 @@ impl Authorizer {
     pub fn new(mut rules: Vec<Rule>) -> Self {
         let reviews = ["selfsubjectreviews", "selfsubjectaccessreviews"];
         let open = ["/healthz*", "/livez*", "/readyz*", "/version", "/version/"];
-        let discovery = [
-            "/api",
-            "/api/*",
-            "/apis",
-            "/apis/*",
-            "/openapi",
-            "/openapi/*",
-            "/sample/*",
-        ];
+        let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*", "/sample/*"];
         rules.extend([
-            Rule::for_group(MASTERS)
-                .verbs(&["*"])
-                .resources(&["*"])
-                .paths(&["*"]),
-            Rule::for_group("system:authenticated")
-                .verbs(&["create"])
-                .resources(&reviews),
-            Rule::for_group("system:authenticated")
-                .verbs(&["*"])
-                .paths(&discovery),
-            Rule::for_group("system:authenticated")
-                .verbs(&["get"])
-                .paths(&open),
-            Rule::for_group("system:unauthenticated")
-                .verbs(&["get"])
-                .paths(&open),
+            Rule::for_group(MASTERS).verbs(&["*"]).resources(&["*"]).paths(&["*"]),
+            Rule::for_group("system:authenticated").verbs(&["create"]).resources(&reviews),
+            Rule::for_group("system:authenticated").verbs(&["*"]).paths(&discovery),
+            Rule::for_group("system:authenticated").verbs(&["get"]).paths(&open),
+            Rule::for_group("system:unauthenticated").verbs(&["get"]).paths(&open),
         ]);
         Self { rules }
     }
 
     /// Whether the user may.
     pub fn allows(&self, user: &User, attributes: &Attributes<'_>) -> bool {
-        self.rules
-            .iter()
-            .any(|rule| rule.is_for(user) && rule.allows(attributes))
+        self.rules.iter().any(|rule| rule.is_for(user) && rule.allows(attributes))
     }
 }
 
@@ -203,21 +157,12 @@ mod tests {
     use super::*;
 
     fn pods<'a>(verb: &'a str, namespace: Option<&'a str>) -> Attributes<'a> {
-        Attributes::Resource {
-            verb,
-            group: "",
-            resource: "pods",
-            name: "",
-            namespace,
-        }
+        Attributes::Resource { verb, group: "", resource: "pods", name: "", namespace }
     }
 
     #[test]
     fn a_rule_is_bounded_by_verb_and_namespace() {
-        let rule = Rule::for_user("alice")
-            .verbs(&["get", "list"])
-            .resources(&["pods"])
-            .namespaces(&["demo"]);
+        let rule = Rule::for_user("alice").verbs(&["get", "list"]).resources(&["pods"]).namespaces(&["demo"]);
         let authorizer = Authorizer::new(vec![rule]);
         let alice = User::named("alice", &["system:authenticated"]);
         assert!(authorizer.allows(&alice, &pods("list", Some("demo"))));
@@ -236,19 +181,7 @@ mod tests {
     fn everybody_may_ask_whether_the_server_is_ready() {
         let nobody = User::named("system:anonymous", &["system:unauthenticated"]);
         let authorizer = Authorizer::new(vec![]);
-        assert!(authorizer.allows(
-            &nobody,
-            &Attributes::Path {
-                verb: "get",
-                path: "/readyz"
-            }
-        ));
-        assert!(!authorizer.allows(
-            &nobody,
-            &Attributes::Path {
-                verb: "get",
-                path: "/apis"
-            }
-        ));
+        assert!(authorizer.allows(&nobody, &Attributes::Path { verb: "get", path: "/readyz" }));
+        assert!(!authorizer.allows(&nobody, &Attributes::Path { verb: "get", path: "/apis" }));
     }
 }

@@ -33,19 +33,12 @@ pub(super) struct ResourceTarget {
 impl Target {
     /// Parses a raw (still percent-encoded) path.
     pub fn parse(raw_path: &str) -> Self {
-        let segments: Vec<String> = raw_path
-            .split('/')
-            .filter(|s| !s.is_empty())
-            .map(|s| percent_decode(s, false))
-            .collect();
+        let segments: Vec<String> =
+            raw_path.split('/').filter(|s| !s.is_empty()).map(|s| percent_decode(s, false)).collect();
         let words: Vec<&str> = segments.iter().map(String::as_str).collect();
         let target = match words.as_slice() {
-            ["api", version, rest @ ..] if !rest.is_empty() => {
-                ResourceTarget::parse("", version, rest)
-            }
-            ["apis", group, version, rest @ ..] if !rest.is_empty() => {
-                ResourceTarget::parse(group, version, rest)
-            }
+            ["api", version, rest @ ..] if !rest.is_empty() => ResourceTarget::parse("", version, rest),
+            ["apis", group, version, rest @ ..] if !rest.is_empty() => ResourceTarget::parse(group, version, rest),
             _ => None,
         };
         match target {
@@ -128,24 +121,17 @@ impl Query {
 
     /// The first value of that key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(k, _)| k == key)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// Every value of that key.
     pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(k, _)| k == key)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// A flag as the API server reads it: present and neither `0` nor `false`.
     pub fn flag(&self, key: &str) -> bool {
-        self.get(key)
-            .is_some_and(|v| v != "0" && !v.eq_ignore_ascii_case("false"))
+        self.get(key).is_some_and(|v| v != "0" && !v.eq_ignore_ascii_case("false"))
     }
 
     /// A number, when there is one.
@@ -162,9 +148,7 @@ pub(super) fn percent_decode(text: &str, plus_is_space: bool) -> String {
         rest = after;
         match (byte, after) {
             (b'+', _) if plus_is_space => out.push(b' '),
-            (b'%', [high, low, beyond @ ..])
-                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
-            {
+            (b'%', [high, low, beyond @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 out.push(hex_digit(*high) << 4 | hex_digit(*low));
                 rest = beyond;
             }
@@ -196,39 +180,22 @@ mod tests {
     fn a_subresource_of_a_pod_is_taken_apart() {
         let target = resource("/api/v1/namespaces/demo/pods/web/log");
         assert_eq!(target.namespace.as_deref(), Some("demo"));
-        assert_eq!(
-            (target.with_subresource().as_str(), target.name.as_deref()),
-            ("pods/log", Some("web"))
-        );
+        assert_eq!((target.with_subresource().as_str(), target.name.as_deref()), ("pods/log", Some("web")));
     }
 
     #[test]
     fn a_namespace_lies_in_itself() {
         let target = resource("/api/v1/namespaces/demo");
-        assert_eq!(
-            (target.plural.as_str(), target.authorized_namespace()),
-            ("namespaces", Some("demo"))
-        );
-        assert_eq!(
-            resource("/api/v1/namespaces/demo/finalize")
-                .subresource
-                .as_deref(),
-            Some("finalize")
-        );
+        assert_eq!((target.plural.as_str(), target.authorized_namespace()), ("namespaces", Some("demo")));
+        assert_eq!(resource("/api/v1/namespaces/demo/finalize").subresource.as_deref(), Some("finalize"));
     }
 
     #[test]
     fn a_watch_is_a_list_with_the_flag() {
         let target = resource("/apis/apps/v1/deployments");
-        assert_eq!(
-            target.verb(&Method::GET, &Query::parse("watch=true")),
-            "watch"
-        );
+        assert_eq!(target.verb(&Method::GET, &Query::parse("watch=true")), "watch");
         assert_eq!(target.verb(&Method::GET, &Query::parse("watch=0")), "list");
-        assert_eq!(
-            target.verb(&Method::DELETE, &Query::default()),
-            "deletecollection"
-        );
+        assert_eq!(target.verb(&Method::DELETE, &Query::default()), "deletecollection");
     }
 
     #[test]

@@ -41,18 +41,12 @@ pub(super) struct Subresource {
 impl Resource {
     /// The resource of that name, if this API serves it.
     pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-        RESOURCES
-            .iter()
-            .find(|r| r.group == group && r.version == version && r.plural == plural)
+        RESOURCES.iter().find(|r| r.group == group && r.version == version && r.plural == plural)
     }
 
     /// `v1` or `apps/v1`.
     pub fn group_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
     /// `pods` or `deployments.apps`: how `Status` messages name a resource (`schema.GroupResource.String`).
@@ -73,11 +67,7 @@ impl Resource {
 
 /// `name`, or `name.group` outside the core group.
 pub(super) fn qualified(name: &str, group: &str) -> String {
-    if group.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{name}.{group}")
-    }
+    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
 }
 
 /// The group versions in discovery order: the core group, then the others.
@@ -91,39 +81,18 @@ pub(super) fn group_versions() -> Vec<(&'static str, &'static str)> {
     seen
 }
 
-const ALL: &[&str] = &[
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
-const NO_COLLECTION: &[&str] = &[
-    "create", "delete", "get", "list", "patch", "update", "watch",
-];
+const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const NO_COLLECTION: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const CREATE: &[&str] = &["create"];
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 const STREAM_VERBS: &[&str] = &["create", "get"];
 
 const fn status(kind: &'static str) -> Subresource {
-    Subresource {
-        name: "status",
-        kind,
-        group_version: None,
-        verbs: STATUS_VERBS,
-    }
+    Subresource { name: "status", kind, group_version: None, verbs: STATUS_VERBS }
 }
 
 const fn stream(name: &'static str, kind: &'static str) -> Subresource {
-    Subresource {
-        name,
-        kind,
-        group_version: None,
-        verbs: STREAM_VERBS,
-    }
+    Subresource { name, kind, group_version: None, verbs: STREAM_VERBS }
 }
 
 const fn core(
@@ -146,12 +115,7 @@ const fn core(
     }
 }
 
-const fn review(
-    group: &'static str,
-    kind: &'static str,
-    plural: &'static str,
-    singular: &'static str,
-) -> Resource {
+const fn review(group: &'static str, kind: &'static str, plural: &'static str, singular: &'static str) -> Resource {
     Resource {
         group,
         version: "v1",
@@ -174,44 +138,25 @@ pub(super) static RESOURCES: &[Resource] = &[
         namespaced: false,
         verbs: NO_COLLECTION,
         subresources: &[
-            Subresource {
-                name: "finalize",
-                kind: "Namespace",
-                group_version: None,
-                verbs: &["update"],
-            },
+            Subresource { name: "finalize", kind: "Namespace", group_version: None, verbs: &["update"] },
             status("Namespace"),
         ],
         ..core("Namespace", "namespaces", "namespace", &["ns"])
     },
-    Resource {
-        namespaced: false,
-        subresources: &[status("Node")],
-        ..core("Node", "nodes", "node", &["no"])
-    },
+    Resource { namespaced: false, subresources: &[status("Node")], ..core("Node", "nodes", "node", &["no"]) },
     Resource {
         categories: &["all"],
         subresources: &[
             stream("attach", "PodAttachOptions"),
             stream("exec", "PodExecOptions"),
-            Subresource {
-                name: "log",
-                kind: "Pod",
-                group_version: None,
-                verbs: &["get"],
-            },
+            Subresource { name: "log", kind: "Pod", group_version: None, verbs: &["get"] },
             stream("portforward", "PodPortForwardOptions"),
             status("Pod"),
         ],
         ..core("Pod", "pods", "pod", &["po"])
     },
     core("Secret", "secrets", "secret", &[]),
-    core(
-        "ServiceAccount",
-        "serviceaccounts",
-        "serviceaccount",
-        &["sa"],
-    ),
+    core("ServiceAccount", "serviceaccounts", "serviceaccount", &["sa"]),
     Resource {
         categories: &["all"],
         subresources: &[status("Service")],
@@ -231,28 +176,10 @@ pub(super) static RESOURCES: &[Resource] = &[
         ],
         ..core("Deployment", "deployments", "deployment", &["deploy"])
     },
-    Resource {
-        group: "coordination.k8s.io",
-        ..core("Lease", "leases", "lease", &[])
-    },
-    review(
-        "authentication.k8s.io",
-        "SelfSubjectReview",
-        "selfsubjectreviews",
-        "selfsubjectreview",
-    ),
-    review(
-        "authorization.k8s.io",
-        "SelfSubjectAccessReview",
-        "selfsubjectaccessreviews",
-        "selfsubjectaccessreview",
-    ),
-    review(
-        "authorization.k8s.io",
-        "SubjectAccessReview",
-        "subjectaccessreviews",
-        "subjectaccessreview",
-    ),
+    Resource { group: "coordination.k8s.io", ..core("Lease", "leases", "lease", &[]) },
+    review("authentication.k8s.io", "SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview"),
+    review("authorization.k8s.io", "SelfSubjectAccessReview", "selfsubjectaccessreviews", "selfsubjectaccessreview"),
+    review("authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews", "subjectaccessreview"),
 ];
 
 /// Namespaces, needed by name for the existence check before a create.

@@ -32,21 +32,12 @@ pub(super) enum View {
 impl View {
     /// The first media type of `Accept` this API can produce. Errors: 406.
     pub fn negotiate(headers: &HeaderMap) -> Result<Self, ApiError> {
-        let accept = headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|v| v.to_str().ok());
-        let mut types = accept
-            .flat_map(|v| v.split(','))
-            .map(str::trim)
-            .filter(|t| !t.is_empty())
-            .peekable();
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+        let mut types = accept.flat_map(|v| v.split(',')).map(str::trim).filter(|t| !t.is_empty()).peekable();
         if types.peek().is_none() {
             return Ok(Self::Object);
         }
-        types
-            .find_map(Self::of_media_type)
-            .ok_or_else(ApiError::not_acceptable)
+        types.find_map(Self::of_media_type).ok_or_else(ApiError::not_acceptable)
     }
 
     fn of_media_type(media_type: &str) -> Option<Self> {
@@ -55,18 +46,12 @@ impl View {
             return None;
         }
         let parameters: Vec<&str> = parts.collect();
-        let parameter = |key: &str| {
-            parameters
-                .iter()
-                .find_map(|p| p.strip_prefix(key)?.strip_prefix('='))
-        };
+        let parameter = |key: &str| parameters.iter().find_map(|p| p.strip_prefix(key)?.strip_prefix('='));
         match (parameter("as"), parameter("v")) {
             (None, _) => Some(Self::Object),
             (Some("Table"), Some("v1")) => Some(Self::Table("v1")),
             (Some("Table"), Some("v1beta1")) => Some(Self::Table("v1beta1")),
-            (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), _) => {
-                Some(Self::Metadata)
-            }
+            (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), _) => Some(Self::Metadata),
             _ => None,
         }
     }
@@ -118,10 +103,7 @@ pub(super) fn json(code: StatusCode, value: &impl Serialize) -> Response {
 /// An answer of text.
 pub(super) fn text(code: StatusCode, text: impl Into<String>) -> Response {
     let mut response = of(code, "text/plain; charset=utf-8", text.into().into_bytes());
-    response.headers_mut().insert(
-        "x-content-type-options",
-        HeaderValue::from_static("nosniff"),
-    );
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
 }
 
@@ -134,9 +116,7 @@ pub(super) fn of(code: StatusCode, content_type: &'static str, bytes: Vec<u8>) -
 pub(super) fn with_body(code: StatusCode, content_type: &'static str, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -147,17 +127,10 @@ pub(super) fn error(error: &ApiError) -> Response {
 
 /// Compresses long JSON answers where the client accepts it, and sends what is not short in chunks.
 pub(super) fn as_a_real_server_sends_it(request: &HeaderMap, mut response: Response) -> Response {
-    let Some(bytes) = response
-        .body()
-        .as_whole()
-        .filter(|bytes| bytes.len() > SIZED_UP_TO)
-    else {
+    let Some(bytes) = response.body().as_whole().filter(|bytes| bytes.len() > SIZED_UP_TO) else {
         return response;
     };
-    let is_json = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|t| t == "application/json");
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == "application/json");
     if bytes.len() > GZIP_FROM && is_json && accepts_gzip(request) {
         let compressed = gzip(bytes);
         let headers = response.headers_mut();
@@ -172,13 +145,8 @@ pub(super) fn as_a_real_server_sends_it(request: &HeaderMap, mut response: Respo
 
 /// Whether `Accept-Encoding` names gzip.
 pub(super) fn accepts_gzip(request: &HeaderMap) -> bool {
-    let values = request
-        .get_all(header::ACCEPT_ENCODING)
-        .iter()
-        .filter_map(|v| v.to_str().ok());
-    values
-        .flat_map(|v| v.split(','))
-        .any(|coding| coding.split(';').next().is_some_and(|c| c.trim() == "gzip"))
+    let values = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|coding| coding.split(';').next().is_some_and(|c| c.trim() == "gzip"))
 }
 
 /// The bytes, compressed.
@@ -206,10 +174,7 @@ mod tests {
 
     #[test]
     fn protobuf_with_json_as_second_choice_is_answered_in_json() {
-        assert_eq!(
-            view("application/vnd.kubernetes.protobuf,application/json"),
-            Some(View::Object)
-        );
+        assert_eq!(view("application/vnd.kubernetes.protobuf,application/json"), Some(View::Object));
         assert_eq!(view("application/vnd.kubernetes.protobuf"), None);
     }
 }

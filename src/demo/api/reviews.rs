@@ -46,16 +46,9 @@ fn user_info(user: &User) -> Value {
 fn subject(spec: &Value) -> User {
     let texts = |value: &Value| {
         let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        list.iter()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect::<Vec<String>>()
+        list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<String>>()
     };
-    let extra = spec["extra"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), texts(value)));
+    let extra = spec["extra"].as_object().into_iter().flatten().map(|(key, value)| (key.clone(), texts(value)));
     User {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
@@ -82,17 +75,9 @@ fn decide(spec: &Value, user: &User, rules: &Authorizer) -> Result<Value, ApiErr
         rules.allows(user, &attributes)
     } else if path.is_object() {
         let text = |key: &str| path[key].as_str().unwrap_or_default();
-        rules.allows(
-            user,
-            &Attributes::Path {
-                verb: text("verb"),
-                path: text("path"),
-            },
-        )
+        rules.allows(user, &Attributes::Path { verb: text("verb"), path: text("path") })
     } else {
-        return Err(ApiError::bad_request(
-            "spec needs resourceAttributes or nonResourceAttributes",
-        ));
+        return Err(ApiError::bad_request("spec needs resourceAttributes or nonResourceAttributes"));
     };
     Ok(if allowed {
         json!({"allowed": true, "reason": "allowed by a rule of the sample API"})

@@ -27,16 +27,8 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let octets = "application/octet-stream";
     match request.uri().path() {
-        "/sample/bytes" => Ok(response::with_body(
-            StatusCode::OK,
-            octets,
-            Body::zeros(number(query, "n")?),
-        )),
-        "/sample/echo" => Ok(response::with_body(
-            StatusCode::OK,
-            octets,
-            Body::echo(request.into_body()),
-        )),
+        "/sample/bytes" => Ok(response::with_body(StatusCode::OK, octets, Body::zeros(number(query, "n")?))),
+        "/sample/echo" => Ok(response::with_body(StatusCode::OK, octets, Body::echo(request.into_body()))),
         "/sample/slow" => {
             tokio::time::sleep(Duration::from_millis(number(query, "ms")?).min(MAX_SLEEP)).await;
             Ok(response::text(StatusCode::OK, "done\n"))
@@ -45,11 +37,7 @@ pub(super) async fn answer(
         "/sample/abort" => {
             connection.reset_when_done();
             let after = number(query, "after")?;
-            Ok(response::with_body(
-                StatusCode::OK,
-                octets,
-                Body::cut_short(after.saturating_add(1 << 20), after),
-            ))
+            Ok(response::with_body(StatusCode::OK, octets, Body::cut_short(after.saturating_add(1 << 20), after)))
         }
         "/sample/requests" => Ok(response::json(StatusCode::OK, &counts(api))),
         "/sample/headers" => Ok(response::json(StatusCode::OK, &seen(&request))),
@@ -58,15 +46,11 @@ pub(super) async fn answer(
 }
 
 fn number(query: &Query, key: &str) -> Result<u64, ApiError> {
-    query
-        .number(key)
-        .ok_or_else(|| ApiError::bad_request(format!("the query parameter {key} must be a number")))
+    query.number(key).ok_or_else(|| ApiError::bad_request(format!("the query parameter {key} must be a number")))
 }
 
 fn redirect(query: &Query) -> Result<Response, ApiError> {
-    let to = query
-        .get("to")
-        .and_then(|to| HeaderValue::from_str(to).ok());
+    let to = query.get("to").and_then(|to| HeaderValue::from_str(to).ok());
     let to = to.ok_or_else(|| ApiError::bad_request("the query parameter to must be a URL"))?;
     let mut response = response::text(StatusCode::FOUND, "");
     response.headers_mut().insert(header::LOCATION, to);
@@ -94,14 +78,7 @@ fn seen(request: &Request<Incoming>) -> Value {
 
 fn by_name(headers: &HeaderMap) -> Map<String, Value> {
     let values = |name| {
-        headers
-            .get_all(name)
-            .iter()
-            .map(|v| String::from_utf8_lossy(v.as_bytes()).into())
-            .collect::<Vec<Value>>()
+        headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into()).collect::<Vec<Value>>()
     };
-    headers
-        .keys()
-        .map(|name| (name.to_string(), values(name).into()))
-        .collect()
+    headers.keys().map(|name| (name.to_string(), values(name).into())).collect()
 }

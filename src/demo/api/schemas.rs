@@ -22,10 +22,7 @@ pub(super) fn name_of(resource: &Resource) -> String {
         None | Some("") => "core",
         Some(group) => group,
     };
-    format!(
-        "io.k8s.api.{package}.{}.{}",
-        resource.version, resource.kind
-    )
+    format!("io.k8s.api.{package}.{}.{}", resource.version, resource.kind)
 }
 
 /// These schemas and all they refer to.
@@ -44,10 +41,7 @@ pub(super) fn reachable_from(names: impl Iterator<Item = String>) -> Map<String,
 /// All schemas as definitions of OpenAPI version 2: a type described in part allows everything there, because
 /// kubectl validates by it.
 pub(super) fn as_definitions() -> Map<String, Value> {
-    SCHEMAS
-        .iter()
-        .map(|(name, schema)| (name.clone(), as_definition(schema)))
-        .collect()
+    SCHEMAS.iter().map(|(name, schema)| (name.clone(), as_definition(schema))).collect()
 }
 
 /// Errors: 400 when the object has fields its type does not have (`fieldValidation=Strict`).
@@ -59,10 +53,7 @@ pub(super) fn check_fields(resource: &Resource, object: &Value) -> Result<(), Ap
     if unknown.is_empty() {
         return Ok(());
     }
-    let fields: Vec<String> = unknown
-        .iter()
-        .map(|field| format!("unknown field {field:?}"))
-        .collect();
+    let fields: Vec<String> = unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
     let (kind, version) = (resource.kind, resource.group_version());
     Err(ApiError::bad_request(format!(
         "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {}",
@@ -74,19 +65,12 @@ fn find_unknown(schema: &Value, value: &Value, path: &str, unknown: &mut BTreeSe
     let schema = resolve(schema);
     match value {
         Value::Object(map) => {
-            let Some(properties) = schema["properties"]
-                .as_object()
-                .filter(|_| schema.get(OPEN).is_none())
-            else {
+            let Some(properties) = schema["properties"].as_object().filter(|_| schema.get(OPEN).is_none()) else {
                 return;
             };
             // Keys with a dollar sign are directives of a strategic merge patch.
             for (key, value) in map.iter().filter(|(key, _)| !key.starts_with('$')) {
-                let path = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 match properties.get(key) {
                     Some(schema) => find_unknown(schema, value, &path, unknown),
                     None => drop(unknown.insert(path)),
@@ -103,30 +87,19 @@ fn find_unknown(schema: &Value, value: &Value, path: &str, unknown: &mut BTreeSe
 }
 
 fn resolve(schema: &Value) -> &Value {
-    let reference = schema["$ref"]
-        .as_str()
-        .or_else(|| schema["allOf"][0]["$ref"].as_str());
-    reference
-        .and_then(|r| SCHEMAS.get(r.strip_prefix(PREFIX)?))
-        .unwrap_or(schema)
+    let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
+    reference.and_then(|r| SCHEMAS.get(r.strip_prefix(PREFIX)?)).unwrap_or(schema)
 }
 
 fn collect_references(schema: &Value, found: &mut Vec<String>) {
     match schema {
         Value::Object(map) => {
-            if let Some(name) = map
-                .get("$ref")
-                .and_then(Value::as_str)
-                .and_then(|r| r.strip_prefix(PREFIX))
-            {
+            if let Some(name) = map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(PREFIX)) {
                 found.push(name.to_owned());
             }
-            map.values()
-                .for_each(|value| collect_references(value, found));
+            map.values().for_each(|value| collect_references(value, found));
         }
-        Value::Array(items) => items
-            .iter()
-            .for_each(|value| collect_references(value, found)),
+        Value::Array(items) => items.iter().for_each(|value| collect_references(value, found)),
         _ => {}
     }
 }
@@ -134,20 +107,13 @@ fn collect_references(schema: &Value, found: &mut Vec<String>) {
 fn as_definition(schema: &Value) -> Value {
     match schema {
         Value::Object(map) if map.contains_key("allOf") => {
-            let reference = map["allOf"][0]["$ref"]
-                .as_str()
-                .unwrap_or_default()
-                .replace(PREFIX, "#/definitions/");
+            let reference = map["allOf"][0]["$ref"].as_str().unwrap_or_default().replace(PREFIX, "#/definitions/");
             serde_json::json!({"$ref": reference, "description": map.get("description")})
         }
         Value::Object(map) => {
-            let open =
-                map.get(OPEN).is_some() && !map.contains_key("x-kubernetes-group-version-kind");
-            let kept = map.iter().filter(|(key, _)| {
-                !open || !matches!(key.as_str(), "properties" | "required" | OPEN)
-            });
-            kept.map(|(key, value)| (key.clone(), as_definition(value)))
-                .collect()
+            let open = map.get(OPEN).is_some() && !map.contains_key("x-kubernetes-group-version-kind");
+            let kept = map.iter().filter(|(key, _)| !open || !matches!(key.as_str(), "properties" | "required" | OPEN));
+            kept.map(|(key, value)| (key.clone(), as_definition(value))).collect()
         }
         Value::Array(items) => items.iter().map(as_definition).collect(),
         Value::String(text) => text.replace(PREFIX, "#/definitions/").into(),
@@ -165,26 +131,16 @@ mod tests {
     #[test]
     fn every_kind_has_a_schema() {
         for resource in RESOURCES {
-            assert!(
-                SCHEMAS.contains_key(&name_of(resource)),
-                "{}",
-                name_of(resource)
-            );
+            assert!(SCHEMAS.contains_key(&name_of(resource)), "{}", name_of(resource));
         }
     }
 
     #[test]
     fn an_unknown_field_is_named() {
         let resource = Resource::find("", "v1", "configmaps").unwrap();
-        let object =
-            json!({"metadata": {"name": "a", "lables": {}}, "data": {"any": "thing"}, "dta": {}});
+        let object = json!({"metadata": {"name": "a", "lables": {}}, "data": {"any": "thing"}, "dta": {}});
         let error = check_fields(resource, &object).unwrap_err();
-        assert!(
-            error
-                .status
-                .message
-                .ends_with(r#"unknown field "dta", unknown field "metadata.lables""#)
-        );
+        assert!(error.status.message.ends_with(r#"unknown field "dta", unknown field "metadata.lables""#));
     }
 
     #[test]

@@ -36,22 +36,14 @@ impl Selector {
 
     /// Whether this object is meant.
     pub fn matches(&self, object: &Value) -> bool {
-        self.labels
-            .iter()
-            .all(|r| r.holds(object["metadata"]["labels"][&r.key].as_str()))
-            && self
-                .fields
-                .iter()
-                .all(|r| r.holds(Some(field(object, &r.key))))
+        self.labels.iter().all(|r| r.holds(object["metadata"]["labels"][&r.key].as_str()))
+            && self.fields.iter().all(|r| r.holds(Some(field(object, &r.key))))
     }
 }
 
 /// The value below a dotted path, `""` where there is none, as field selectors compare.
 fn field<'a>(object: &'a Value, path: &str) -> &'a str {
-    path.split('.')
-        .fold(object, |value, key| &value[key])
-        .as_str()
-        .unwrap_or_default()
+    path.split('.').fold(object, |value, key| &value[key]).as_str().unwrap_or_default()
 }
 
 impl Requirement {
@@ -80,24 +72,15 @@ impl Requirement {
             (text, Test::Exists)
         };
         let key = key.trim();
-        let plausible = !key.is_empty()
-            && key
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
-        plausible.then(|| Self {
-            key: key.to_owned(),
-            test,
-        })
+        let plausible = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
+        plausible.then(|| Self { key: key.to_owned(), test })
     }
 }
 
 fn set<'a>(text: &'a str, operator: &str) -> Option<(&'a str, Vec<String>)> {
     let (key, values) = text.split_once(operator)?;
     let values = values.trim().strip_prefix('(')?.strip_suffix(')')?;
-    Some((
-        key,
-        values.split(',').map(|v| v.trim().to_owned()).collect(),
-    ))
+    Some((key, values.split(',').map(|v| v.trim().to_owned()).collect()))
 }
 
 fn requirements(text: &str) -> Result<Vec<Requirement>, ApiError> {
@@ -131,11 +114,8 @@ mod tests {
     use super::*;
 
     fn matches(labels: &str) -> bool {
-        let object =
-            json!({"metadata": {"name": "web", "labels": {"app": "web", "tier": "front"}}});
-        Selector::parse(Some(labels), None)
-            .unwrap()
-            .matches(&object)
+        let object = json!({"metadata": {"name": "web", "labels": {"app": "web", "tier": "front"}}});
+        Selector::parse(Some(labels), None).unwrap().matches(&object)
     }
 
     #[test]

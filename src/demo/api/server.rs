@@ -71,8 +71,7 @@ pub(super) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let (api, acceptor, shutdown) = (api.clone(), acceptor.clone(), shutdown.clone());
-                connections
-                    .spawn(async move { serve_connection(api, stream, acceptor, shutdown).await });
+                connections.spawn(async move { serve_connection(api, stream, acceptor, shutdown).await });
             }
             Err(error) => {
                 tracing::warn!(%error, "the sample API could not accept a connection");
@@ -105,25 +104,16 @@ async fn serve_connection(
     acceptor: Option<TlsAcceptor>,
     shutdown: CancellationToken,
 ) {
-    let handle = ConnectionHandle {
-        reset: Arc::default(),
-        shutdown,
-    };
+    let handle = ConnectionHandle { reset: Arc::default(), shutdown };
     // Without it, answers wait for acknowledgements; a connection that refuses it is about to fail anyway.
     let _ = stream.set_nodelay(true);
     let open = Open::new(&api.counters.open_connections);
-    let stream = ResettableStream {
-        stream,
-        reset: handle.reset.clone(),
-        _open: open,
-    };
+    let stream = ResettableStream { stream, reset: handle.reset.clone(), _open: open };
     let Some(acceptor) = acceptor else {
         return serve_http1(api, stream, handle).await;
     };
     match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            serve_http2(api, stream, handle).await
-        }
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => serve_http2(api, stream, handle).await,
         Ok(Ok(stream)) => serve_http1(api, stream, handle).await,
         // A client that does not trust this server, or is none: its business.
         Ok(Err(_)) | Err(_) => {}
@@ -138,12 +128,8 @@ async fn serve_http1(
     let shutdown = handle.shutdown.clone();
     let service = service_fn(move |request| answer(api.clone(), handle.clone(), request));
     let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_DEADLINE);
-    let connection = builder
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
+    builder.timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     tokio::select! {
         // An error here is a client that went away.
@@ -163,10 +149,7 @@ async fn serve_http2(
     let streams = api.max_concurrent_streams;
     let service = service_fn(move |request| answer(api.clone(), handle.clone(), request));
     let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(streams)
-        .initial_stream_window_size(STREAM_WINDOW);
+    builder.timer(TokioTimer::new()).max_concurrent_streams(streams).initial_stream_window_size(STREAM_WINDOW);
     builder.initial_connection_window_size(STREAM_WINDOW.saturating_mul(streams).min(1 << 30));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -187,11 +170,7 @@ async fn answer(
 ) -> Result<Response, Infallible> {
     api.counters.requests.fetch_add(1, Ordering::Relaxed);
     let open = Open::new(&api.counters.open_requests);
-    let audit_id = request
-        .headers()
-        .get(AUDIT_ID)
-        .cloned()
-        .unwrap_or_else(new_audit_id);
+    let audit_id = request.headers().get(AUDIT_ID).cloned().unwrap_or_else(new_audit_id);
     let headers = request.headers().clone();
     let answered = match identify(&api, request.headers()) {
         Ok(user) => dispatch(&api, &connection, user, request).await,
@@ -209,11 +188,7 @@ async fn answer(
 }
 
 fn identify(api: &Shared, headers: &HeaderMap) -> Result<User, ApiError> {
-    effective_user(
-        api.authenticator.authenticate(headers)?,
-        headers,
-        &api.authorizer,
-    )
+    effective_user(api.authenticator.authenticate(headers)?, headers, &api.authorizer)
 }
 
 async fn dispatch(
@@ -236,10 +211,7 @@ async fn dispatch(
                 Some("log" | "exec" | "attach" | "portforward") => {
                     answer_pod(api, connection, &target, &query, request)
                 }
-                _ => {
-                    answer_resource(api, connection, resource, &target, &query, &user, request)
-                        .await
-                }
+                _ => answer_resource(api, connection, resource, &target, &query, &user, request).await,
             }
         }
     }
@@ -266,9 +238,7 @@ async fn answer_path(
 }
 
 fn health(path: &str, query: &Query) -> Option<Response> {
-    let check = path
-        .strip_prefix('/')
-        .filter(|check| matches!(*check, "healthz" | "livez" | "readyz"))?;
+    let check = path.strip_prefix('/').filter(|check| matches!(*check, "healthz" | "livez" | "readyz"))?;
     let verbose = query.get("verbose").is_some();
     let text = if verbose {
         format!("[+]ping ok\n[+]log ok\n[+]sample-store ok\n{check} check passed\n")
@@ -288,8 +258,7 @@ async fn answer_resource(
     mut request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
     let verb = target.verb(request.method(), query);
-    let is_watch =
-        verb == "watch" || (verb == "get" && query.flag("watch") && target.subresource.is_none());
+    let is_watch = verb == "watch" || (verb == "get" && query.flag("watch") && target.subresource.is_none());
     if is_watch && resource.is_stored() {
         let watch = Watch::new(api, resource, target, query, request.headers())?;
         if websocket::is_requested(request.method(), request.headers()) {
@@ -305,15 +274,7 @@ async fn answer_resource(
         }
         return reviews::answer(resource, payload.decode()?, user, &api.authorizer);
     }
-    Call {
-        api,
-        resource,
-        target,
-        query,
-        headers: &parts.headers,
-        payload,
-    }
-    .answer(verb)
+    Call { api, resource, target, query, headers: &parts.headers, payload }.answer(verb)
 }
 
 fn watch_over_websocket(
@@ -324,10 +285,7 @@ fn watch_over_websocket(
 ) -> Result<Response, ApiError> {
     let response = websocket::accept(request.headers(), None)?;
     let upgrade = hyper::upgrade::on(request);
-    let (open, shutdown) = (
-        Open::new(&api.counters.open_upgrades),
-        connection.shutdown.clone(),
-    );
+    let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     tokio::spawn(async move {
         let _open = open;
         let Ok(socket) = websocket::start(upgrade).await else {
@@ -351,21 +309,14 @@ fn answer_pod(
     query: &Query,
     request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
-    let (namespace, name) = (
-        target.namespace.as_deref().unwrap_or_default(),
-        target.name.as_deref().unwrap_or_default(),
-    );
-    let pod = api
-        .store
-        .get(&Key::new(pods(), namespace, name))
-        .ok_or_else(|| ApiError::not_found(pods(), name))?;
+    let (namespace, name) =
+        (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
+    let pod = api.store.get(&Key::new(pods(), namespace, name)).ok_or_else(|| ApiError::not_found(pods(), name))?;
     let container = || api.pods.container(&pod, query.get("container"));
     match target.subresource.as_deref() {
-        Some("log") if request.method() == Method::GET => logs::answer(
-            container()?,
-            query.get("container").unwrap_or_default(),
-            query,
-        ),
+        Some("log") if request.method() == Method::GET => {
+            logs::answer(container()?, query.get("container").unwrap_or_default(), query)
+        }
         Some("exec" | "attach") if exec::allows(request.method()) => {
             exec::answer(api, connection, container()?, query, request)
         }
@@ -388,17 +339,10 @@ fn check_subresource(resource: &Resource, target: &ResourceTarget) -> Result<(),
 
 fn authorize_path(api: &Shared, user: &User, method: &Method, path: &str) -> Result<(), ApiError> {
     let verb = method.as_str().to_ascii_lowercase();
-    if api
-        .authorizer
-        .allows(user, &Attributes::Path { verb: &verb, path })
-    {
+    if api.authorizer.allows(user, &Attributes::Path { verb: &verb, path }) {
         return Ok(());
     }
-    let message = format!(
-        "forbidden: User {} cannot {verb} path {}",
-        quoted(&user.name),
-        quoted(path)
-    );
+    let message = format!("forbidden: User {} cannot {verb} path {}", quoted(&user.name), quoted(path));
     Err(ApiError::forbidden(message, Details::default()))
 }
 
@@ -411,38 +355,15 @@ fn authorize_resource(
     target: &ResourceTarget,
 ) -> Result<(), ApiError> {
     let verb = target.verb(method, query);
-    let streams = matches!(
-        target.subresource.as_deref(),
-        Some("exec" | "attach" | "portforward")
-    );
-    let verbs = if streams && verb == "get" {
-        vec!["get", "create"]
-    } else {
-        vec![verb]
-    };
-    verbs
-        .into_iter()
-        .try_for_each(|verb| authorize_verb(api, user, verb, target))
+    let streams = matches!(target.subresource.as_deref(), Some("exec" | "attach" | "portforward"));
+    let verbs = if streams && verb == "get" { vec!["get", "create"] } else { vec![verb] };
+    verbs.into_iter().try_for_each(|verb| authorize_verb(api, user, verb, target))
 }
 
-fn authorize_verb(
-    api: &Shared,
-    user: &User,
-    verb: &str,
-    target: &ResourceTarget,
-) -> Result<(), ApiError> {
+fn authorize_verb(api: &Shared, user: &User, verb: &str, target: &ResourceTarget) -> Result<(), ApiError> {
     let (group, resource) = (target.group.as_str(), target.with_subresource());
-    let (name, namespace) = (
-        target.name.as_deref().unwrap_or_default(),
-        target.authorized_namespace(),
-    );
-    let attributes = Attributes::Resource {
-        verb,
-        group,
-        resource: &resource,
-        name,
-        namespace,
-    };
+    let (name, namespace) = (target.name.as_deref().unwrap_or_default(), target.authorized_namespace());
+    let attributes = Attributes::Resource { verb, group, resource: &resource, name, namespace };
     if api.authorizer.allows(user, &attributes) {
         return Ok(());
     }
@@ -457,10 +378,7 @@ fn authorize_verb(
             ..Details::default()
         },
     };
-    Err(ApiError::forbidden(
-        format!("{subject}: {message}"),
-        details,
-    ))
+    Err(ApiError::forbidden(format!("{subject}: {message}"), details))
 }
 
 fn new_audit_id() -> HeaderValue {
@@ -485,21 +403,13 @@ impl Drop for ResettableStream {
 }
 
 impl AsyncRead for ResettableStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for ResettableStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

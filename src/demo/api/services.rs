@@ -48,9 +48,7 @@ async fn discard(mut stream: DuplexStream) -> io::Result<()> {
 async fn bulk(stream: DuplexStream) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut line = String::new();
-    BufReader::new(reader.take(MAX_LINE))
-        .read_line(&mut line)
-        .await?;
+    BufReader::new(reader.take(MAX_LINE)).read_line(&mut line).await?;
     let mut left: u64 = line.trim().parse().map_err(io::Error::other)?;
     while left > 0 {
         let piece = left.min(BUFFER as u64);
@@ -63,9 +61,7 @@ async fn bulk(stream: DuplexStream) -> io::Result<()> {
 
 async fn http(stream: DuplexStream) -> Result<(), hyper::Error> {
     let page = service_fn(|_| async {
-        Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from_static(
-            b"hello from web\n",
-        ))))
+        Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from_static(b"hello from web\n"))))
     });
     let mut builder = http1::Builder::new();
     builder.half_close(true).header_read_timeout(None);

@@ -70,25 +70,14 @@ impl Status {
     }
 
     /// A failed command (`k8s.io/client-go/tools/remotecommand` reads reason and causes); no kind, as captured.
-    pub fn command_failure(
-        reason: &'static str,
-        message: String,
-        causes: Vec<Cause>,
-        code: Option<u16>,
-    ) -> Self {
-        let details = Details {
-            causes,
-            ..Details::default()
-        };
+    pub fn command_failure(reason: &'static str, message: String, causes: Vec<Cause>, code: Option<u16>) -> Self {
+        let details = Details { causes, ..Details::default() };
         Self::new("Failure", reason, message, Some(details), code, false)
     }
 
     /// The answer to a successful delete.
     pub fn deleted(resource: &Resource, name: &str, uid: &str) -> Self {
-        let details = Details {
-            uid: uid.to_owned(),
-            ..details_of(resource, name)
-        };
+        let details = Details { uid: uid.to_owned(), ..details_of(resource, name) };
         Self::new("Success", "", String::new(), Some(details), None, true)
     }
 
@@ -127,12 +116,7 @@ impl ApiError {
 
     /// 401.
     pub fn unauthorized() -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "Unauthorized",
-            "Unauthorized",
-            None,
-        )
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized", None)
     }
 
     /// 403 with a finished message.
@@ -143,56 +127,31 @@ impl ApiError {
     /// 404 of one object.
     pub fn not_found(resource: &Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" not found", resource.qualified_plural());
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "NotFound",
-            message,
-            Some(details_of(resource, name)),
-        )
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(details_of(resource, name)))
     }
 
     /// 404 of a path within the API that nothing serves.
     pub fn no_such_resource() -> Self {
         let message = "the server could not find the requested resource";
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "NotFound",
-            message,
-            Some(Details::default()),
-        )
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(Details::default()))
     }
 
     /// 405.
     pub fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "MethodNotAllowed",
-            message,
-            Some(Details::default()),
-        )
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message, Some(Details::default()))
     }
 
     /// 406.
     pub fn not_acceptable() -> Self {
         let message = "only the following media types are accepted: application/json";
-        Self::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "NotAcceptable",
-            message,
-            Some(Details::default()),
-        )
+        Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message, Some(Details::default()))
     }
 
     /// 409 of a create.
     pub fn already_exists(resource: &Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", resource.qualified_plural());
-        Self::new(
-            StatusCode::CONFLICT,
-            "AlreadyExists",
-            message,
-            Some(details_of(resource, name)),
-        )
+        Self::new(StatusCode::CONFLICT, "AlreadyExists", message, Some(details_of(resource, name)))
     }
 
     /// 409 of a write with a resourceVersion that is no longer the newest.
@@ -203,36 +162,18 @@ impl ApiError {
 
     /// 409 of a write whose precondition does not hold.
     pub fn conflict(resource: &Resource, name: &str, why: &str) -> Self {
-        let message = format!(
-            "Operation cannot be fulfilled on {} \"{name}\": {why}",
-            resource.qualified_plural()
-        );
-        Self::new(
-            StatusCode::CONFLICT,
-            "Conflict",
-            message,
-            Some(details_of(resource, name)),
-        )
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", resource.qualified_plural());
+        Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details_of(resource, name)))
     }
 
     /// 409 of a server-side apply over fields of other managers.
     pub fn apply_conflict(causes: Vec<Cause>) -> Self {
         let list: Vec<&str> = causes.iter().map(|c| c.message.as_str()).collect();
         let message = match causes.as_slice() {
-            [only] => format!(
-                "Apply failed with 1 conflict: {}: {}",
-                only.message, only.field
-            ),
-            _ => format!(
-                "Apply failed with {} conflicts: {}",
-                causes.len(),
-                list.join("\n")
-            ),
+            [only] => format!("Apply failed with 1 conflict: {}: {}", only.message, only.field),
+            _ => format!("Apply failed with {} conflicts: {}", causes.len(), list.join("\n")),
         };
-        let details = Details {
-            causes,
-            ..Details::default()
-        };
+        let details = Details { causes, ..Details::default() };
         Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details))
     }
 
@@ -244,79 +185,34 @@ impl ApiError {
     /// 413.
     pub fn too_large(limit: usize) -> Self {
         let message = format!("Request entity too large: limit is {limit}");
-        Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "RequestEntityTooLarge",
-            message,
-            None,
-        )
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message, None)
     }
 
     /// 415.
     pub fn unsupported_media_type(message: String) -> Self {
-        Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "UnsupportedMediaType",
-            message,
-            None,
-        )
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message, None)
     }
 
     /// 422 with the fields that are wrong.
     pub fn invalid(resource: &Resource, name: &str, causes: Vec<Cause>) -> Self {
-        let wrong: Vec<String> = causes
-            .iter()
-            .map(|c| format!("{}: {}", c.field, c.message))
-            .collect();
+        let wrong: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
         let wrong = match wrong.as_slice() {
             [only] => only.clone(),
             _ => format!("[{}]", wrong.join(", ")),
         };
-        let message = format!(
-            "{} \"{name}\" is invalid: {wrong}",
-            resource.qualified_kind()
-        );
-        let details = Details {
-            kind: resource.kind.to_owned(),
-            causes,
-            ..details_of(resource, name)
-        };
-        Self::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "Invalid",
-            message,
-            Some(details),
-        )
+        let message = format!("{} \"{name}\" is invalid: {wrong}", resource.qualified_kind());
+        let details = Details { kind: resource.kind.to_owned(), causes, ..details_of(resource, name) };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, Some(details))
     }
 
     /// 507: a bound of this sample API is reached.
     pub fn full(message: String) -> Self {
-        Self::new(
-            StatusCode::INSUFFICIENT_STORAGE,
-            "InternalError",
-            message,
-            None,
-        )
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "InternalError", message, None)
     }
 
-    fn new(
-        code: StatusCode,
-        reason: &'static str,
-        message: impl Into<String>,
-        details: Option<Details>,
-    ) -> Self {
-        let status = Status::new(
-            "Failure",
-            reason,
-            message.into(),
-            details,
-            Some(code.as_u16()),
-            true,
-        );
-        Self {
-            code,
-            status: Box::new(status),
-        }
+    fn new(code: StatusCode, reason: &'static str, message: impl Into<String>, details: Option<Details>) -> Self {
+        let status = Status::new("Failure", reason, message.into(), details, Some(code.as_u16()), true);
+        Self { code, status: Box::new(status) }
     }
 }
 
@@ -332,16 +228,8 @@ impl Cause {
 
     /// `FieldValueRequired`, as `field.Required` prints it.
     pub fn required(field: &str, why: &str) -> Self {
-        let message = if why.is_empty() {
-            "Required value".to_owned()
-        } else {
-            format!("Required value: {why}")
-        };
-        Self {
-            reason: "FieldValueRequired",
-            message,
-            field: field.to_owned(),
-        }
+        let message = if why.is_empty() { "Required value".to_owned() } else { format!("Required value: {why}") };
+        Self { reason: "FieldValueRequired", message, field: field.to_owned() }
     }
 }
 
@@ -363,10 +251,7 @@ pub(super) fn forbidden_message(
     resource: &str,
     namespace: Option<&str>,
 ) -> String {
-    let what = format!(
-        "User {} cannot {verb} resource \"{resource}\" in API group \"{group}\"",
-        quoted(user)
-    );
+    let what = format!("User {} cannot {verb} resource \"{resource}\" in API group \"{group}\"", quoted(user));
     match namespace {
         Some(namespace) => format!("{what} in the namespace \"{namespace}\""),
         None => format!("{what} at the cluster scope"),
@@ -376,11 +261,7 @@ pub(super) fn forbidden_message(
 /// `pods is forbidden: …` or `pods "web" is forbidden: …`: `errors.NewForbidden`.
 pub(super) fn forbidden_subject(plural: &str, group: &str, name: &str) -> String {
     let resource = qualified(plural, group);
-    if name.is_empty() {
-        format!("{resource} is forbidden")
-    } else {
-        format!("{resource} \"{name}\" is forbidden")
-    }
+    if name.is_empty() { format!("{resource} is forbidden") } else { format!("{resource} \"{name}\" is forbidden") }
 }
 
 /// The text in double quotes, with escapes where needed.
@@ -406,9 +287,6 @@ mod tests {
 
     #[test]
     fn a_successful_command_has_no_kind() {
-        assert_eq!(
-            Status::command_success().to_json(),
-            br#"{"metadata":{},"status":"Success"}"#
-        );
+        assert_eq!(Status::command_success().to_json(), br#"{"metadata":{},"status":"Success"}"#);
     }
 }

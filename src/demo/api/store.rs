@@ -77,12 +77,7 @@ impl Key {
     /// The key of one object; the namespace is `""` for cluster-wide resources.
     pub fn new(resource: &Resource, namespace: &str, name: &str) -> Self {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Self {
-            group: resource.group,
-            plural: resource.plural,
-            namespace,
-            name,
-        }
+        Self { group: resource.group, plural: resource.plural, namespace, name }
     }
 
     /// Whether the key belongs to that resource and, if one is given, that namespace.
@@ -96,10 +91,7 @@ impl Key {
 impl Store {
     /// An empty store.
     pub fn new() -> Self {
-        Self {
-            state: RwLock::default(),
-            newest: watch::Sender::new(0),
-        }
+        Self { state: RwLock::default(), newest: watch::Sender::new(0) }
     }
 
     /// Follows the newest revision.
@@ -126,9 +118,7 @@ impl Store {
             None => Bound::Included(Key::new(resource, namespace.unwrap_or_default(), "")),
         };
         let objects = state.objects.range((start, Bound::Unbounded));
-        let found = objects
-            .take_while(|(key, _)| key.is_in(resource, namespace))
-            .map(|(_, object)| object.clone());
+        let found = objects.take_while(|(key, _)| key.is_in(resource, namespace)).map(|(_, object)| object.clone());
         (state.revision, found.collect())
     }
 
@@ -145,9 +135,7 @@ impl Store {
             return Err(ApiError::already_exists(resource, &key.name));
         }
         if state.objects.len() >= MAX_OBJECTS {
-            return Err(ApiError::full(format!(
-                "this sample API keeps at most {MAX_OBJECTS} objects"
-            )));
+            return Err(ApiError::full(format!("this sample API keeps at most {MAX_OBJECTS} objects")));
         }
         if commit == Commit::DryRun {
             return Ok(Arc::new(object));
@@ -169,11 +157,7 @@ impl Store {
         change: impl FnOnce(&Value) -> Result<Value, ApiError>,
     ) -> Result<Arc<Value>, ApiError> {
         let mut state = self.write();
-        let before = state
-            .objects
-            .get(key)
-            .cloned()
-            .ok_or_else(|| ApiError::not_found(resource, &key.name))?;
+        let before = state.objects.get(key).cloned().ok_or_else(|| ApiError::not_found(resource, &key.name))?;
         let mut after = change(&before)?;
         after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
         if after == *before {
@@ -198,11 +182,7 @@ impl Store {
         check: impl FnOnce(&Value) -> Result<(), ApiError>,
     ) -> Result<Arc<Value>, ApiError> {
         let mut state = self.write();
-        let before = state
-            .objects
-            .get(key)
-            .cloned()
-            .ok_or_else(|| ApiError::not_found(resource, &key.name))?;
+        let before = state.objects.get(key).cloned().ok_or_else(|| ApiError::not_found(resource, &key.name))?;
         check(&before)?;
         if commit == Commit::Keep {
             self.forget(&mut state, key);
@@ -213,12 +193,7 @@ impl Store {
     /// Removes everything in a namespace, and returns the keys.
     pub fn remove_namespace(&self, namespace: &str) -> Vec<Key> {
         let mut state = self.write();
-        let keys: Vec<Key> = state
-            .objects
-            .keys()
-            .filter(|key| key.namespace == namespace)
-            .cloned()
-            .collect();
+        let keys: Vec<Key> = state.objects.keys().filter(|key| key.namespace == namespace).cloned().collect();
         for key in &keys {
             self.forget(&mut state, key);
         }
@@ -241,17 +216,10 @@ impl Store {
     ) -> Result<(u64, Vec<Event>), TooOld> {
         let state = self.read();
         if revision < state.forgotten {
-            return Err(TooOld {
-                oldest: state.forgotten,
-            });
+            return Err(TooOld { oldest: state.forgotten });
         }
-        let first = state
-            .history
-            .partition_point(|event| event.revision <= revision);
-        let events = state
-            .history
-            .range(first..)
-            .filter(|event| event.key.is_in(resource, namespace));
+        let first = state.history.partition_point(|event| event.revision <= revision);
+        let events = state.history.range(first..).filter(|event| event.key.is_in(resource, namespace));
         Ok((state.revision, events.cloned().collect()))
     }
 
@@ -268,27 +236,14 @@ impl Store {
         }
     }
 
-    fn record(
-        &self,
-        state: &mut State,
-        key: Key,
-        before: Option<Arc<Value>>,
-        after: Arc<Value>,
-        deleted: bool,
-    ) {
+    fn record(&self, state: &mut State, key: Key, before: Option<Arc<Value>>, after: Arc<Value>, deleted: bool) {
         state.revision += 1;
         if state.history.len() == HISTORY
             && let Some(dropped) = state.history.pop_front()
         {
             state.forgotten = dropped.revision;
         }
-        state.history.push_back(Event {
-            revision: state.revision,
-            key,
-            before,
-            after,
-            deleted,
-        });
+        state.history.push_back(Event { revision: state.revision, key, before, after, deleted });
         self.newest.send_replace(state.revision);
     }
 
@@ -314,28 +269,21 @@ mod tests {
     use crate::demo::api::resources::pods;
 
     fn pod(name: &str) -> (Key, Value) {
-        (
-            Key::new(pods(), "demo", name),
-            json!({"metadata": {"name": name, "namespace": "demo"}}),
-        )
+        (Key::new(pods(), "demo", name), json!({"metadata": {"name": name, "namespace": "demo"}}))
     }
 
     #[test]
     fn every_change_makes_a_revision_and_an_event() {
         let store = Store::new();
         let (key, object) = pod("a");
-        store
-            .create(pods(), key.clone(), object, Commit::Keep)
-            .unwrap();
+        store.create(pods(), key.clone(), object, Commit::Keep).unwrap();
         let changed = store.update(pods(), &key, Commit::Keep, |old| {
             let mut new = old.clone();
             new["metadata"]["labels"] = json!({"x": "y"});
             Ok(new)
         });
         assert_eq!(changed.unwrap()["metadata"]["resourceVersion"], "2");
-        store
-            .remove(pods(), &key, Commit::Keep, |_| Ok(()))
-            .unwrap();
+        store.remove(pods(), &key, Commit::Keep, |_| Ok(())).unwrap();
         let (revision, events) = store.events_since(0, pods(), Some("demo")).unwrap();
         assert_eq!((revision, events.len(), events[2].deleted), (3, 3, true));
         assert_eq!(events[2].after["metadata"]["resourceVersion"], "3");
@@ -345,16 +293,10 @@ mod tests {
     fn a_dry_run_and_an_empty_change_leave_no_trace() {
         let store = Store::new();
         let (key, object) = pod("a");
-        store
-            .create(pods(), key.clone(), object.clone(), Commit::DryRun)
-            .unwrap();
+        store.create(pods(), key.clone(), object.clone(), Commit::DryRun).unwrap();
         assert!(store.get(&key).is_none());
-        store
-            .create(pods(), key.clone(), object, Commit::Keep)
-            .unwrap();
-        store
-            .update(pods(), &key, Commit::Keep, |old| Ok(old.clone()))
-            .unwrap();
+        store.create(pods(), key.clone(), object, Commit::Keep).unwrap();
+        store.update(pods(), &key, Commit::Keep, |old| Ok(old.clone())).unwrap();
         assert_eq!(store.list(pods(), None, None).0, 1);
     }
 
@@ -364,10 +306,7 @@ mod tests {
         let (key, object) = pod("a");
         store.create(pods(), key, object, Commit::Keep).unwrap();
         store.forget_history();
-        assert_eq!(
-            store.events_since(0, pods(), None).unwrap_err(),
-            TooOld { oldest: 1 }
-        );
+        assert_eq!(store.events_since(0, pods(), None).unwrap_err(), TooOld { oldest: 1 });
         assert!(store.events_since(1, pods(), None).unwrap().1.is_empty());
     }
 

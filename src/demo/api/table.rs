@@ -19,9 +19,7 @@ pub(super) fn of_objects<'a>(
     objects: impl Iterator<Item = &'a Value>,
     query: &Query,
 ) -> Value {
-    let rows: Vec<Value> = objects
-        .map(|object| row(resource, version, object, query.get("includeObject")))
-        .collect();
+    let rows: Vec<Value> = objects.map(|object| row(resource, version, object, query.get("includeObject"))).collect();
     let columns: Vec<Value> = columns(resource)
         .iter()
         .map(|(name, kind, format, priority)| {
@@ -62,27 +60,14 @@ fn columns(resource: &Resource) -> &'static [Column] {
             ("Node", "string", "", 1),
         ],
         "configmaps" => &[NAME, ("Data", "integer", "", 0), AGE],
-        "secrets" => &[
-            NAME,
-            ("Type", "string", "", 0),
-            ("Data", "integer", "", 0),
-            AGE,
-        ],
+        "secrets" => &[NAME, ("Type", "string", "", 0), ("Data", "integer", "", 0), AGE],
         "namespaces" | "nodes" => &[NAME, ("Status", "string", "", 0), AGE],
-        "services" => &[
-            NAME,
-            ("Type", "string", "", 0),
-            ("Cluster-IP", "string", "", 0),
-            ("Port(s)", "string", "", 0),
-            AGE,
-        ],
-        "deployments" => &[
-            NAME,
-            ("Ready", "string", "", 0),
-            ("Up-to-date", "integer", "", 0),
-            ("Available", "integer", "", 0),
-            AGE,
-        ],
+        "services" => {
+            &[NAME, ("Type", "string", "", 0), ("Cluster-IP", "string", "", 0), ("Port(s)", "string", "", 0), AGE]
+        }
+        "deployments" => {
+            &[NAME, ("Ready", "string", "", 0), ("Up-to-date", "integer", "", 0), ("Available", "integer", "", 0), AGE]
+        }
         "leases" => &[NAME, ("Holder", "string", "", 0), AGE],
         "events" => &[
             ("Last Seen", "string", "", 0),
@@ -104,86 +89,38 @@ fn cells(resource: &Resource, object: &Value) -> Vec<Value> {
             let (ready, restarts, all) = count_containers(object);
             let phase = status["phase"].clone();
             let (ip, node) = (status["podIP"].clone(), object["spec"]["nodeName"].clone());
-            vec![
-                name,
-                format!("{ready}/{all}").into(),
-                phase,
-                restarts.to_string().into(),
-                age,
-                ip,
-                node,
-            ]
+            vec![name, format!("{ready}/{all}").into(), phase, restarts.to_string().into(), age, ip, node]
         }
-        "configmaps" => vec![
-            name,
-            (entries(&object["data"]) + entries(&object["binaryData"])).into(),
-            age,
-        ],
-        "secrets" => vec![
-            name,
-            object["type"].clone(),
-            entries(&object["data"]).into(),
-            age,
-        ],
+        "configmaps" => vec![name, (entries(&object["data"]) + entries(&object["binaryData"])).into(), age],
+        "secrets" => vec![name, object["type"].clone(), entries(&object["data"]).into(), age],
         "namespaces" => vec![name, status["phase"].clone(), age],
         "nodes" => vec![name, "Ready".into(), age],
         "services" => {
             let spec = &object["spec"];
-            vec![
-                name,
-                spec["type"].clone(),
-                spec["clusterIP"].clone(),
-                ports(&spec["ports"]).into(),
-                age,
-            ]
+            vec![name, spec["type"].clone(), spec["clusterIP"].clone(), ports(&spec["ports"]).into(), age]
         }
         "deployments" => {
             let count = |key: &str| status[key].as_u64().unwrap_or_default();
             let wanted = object["spec"]["replicas"].as_u64().unwrap_or_default();
             let ready = format!("{}/{wanted}", count("readyReplicas"));
-            vec![
-                name,
-                ready.into(),
-                count("updatedReplicas").into(),
-                count("availableReplicas").into(),
-                age,
-            ]
+            vec![name, ready.into(), count("updatedReplicas").into(), count("availableReplicas").into(), age]
         }
         "leases" => vec![name, object["spec"]["holderIdentity"].clone(), age],
         "events" => {
             let about = &object["involvedObject"];
             let kind = about["kind"].as_str().unwrap_or_default().to_lowercase();
             let about = format!("{kind}/{}", about["name"].as_str().unwrap_or_default());
-            vec![
-                age,
-                object["type"].clone(),
-                object["reason"].clone(),
-                about.into(),
-                object["message"].clone(),
-            ]
+            vec![age, object["type"].clone(), object["reason"].clone(), about.into(), object["message"].clone()]
         }
         _ => vec![name, age],
     }
 }
 
 fn count_containers(pod: &Value) -> (usize, u64, usize) {
-    let statuses = pod["status"]["containerStatuses"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let ready = statuses
-        .iter()
-        .filter(|status| status["ready"] == true)
-        .count();
-    let restarts = statuses
-        .iter()
-        .filter_map(|status| status["restartCount"].as_u64())
-        .sum();
-    (
-        ready,
-        restarts,
-        pod["spec"]["containers"].as_array().map_or(0, Vec::len),
-    )
+    let statuses = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ready = statuses.iter().filter(|status| status["ready"] == true).count();
+    let restarts = statuses.iter().filter_map(|status| status["restartCount"].as_u64()).sum();
+    (ready, restarts, pod["spec"]["containers"].as_array().map_or(0, Vec::len))
 }
 
 fn entries(map: &Value) -> usize {
@@ -191,45 +128,22 @@ fn entries(map: &Value) -> usize {
 }
 
 fn ports(ports: &Value) -> String {
-    let ports = ports
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default()
-        .iter();
-    let ports = ports.map(|port| {
-        format!(
-            "{}/{}",
-            port["port"],
-            port["protocol"].as_str().unwrap_or("TCP")
-        )
-    });
+    let ports = ports.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    let ports = ports.map(|port| format!("{}/{}", port["port"], port["protocol"].as_str().unwrap_or("TCP")));
     let ports: Vec<String> = ports.collect();
-    if ports.is_empty() {
-        "<none>".to_owned()
-    } else {
-        ports.join(",")
-    }
+    if ports.is_empty() { "<none>".to_owned() } else { ports.join(",") }
 }
 
 fn age(created: &Value) -> String {
-    let created = created
-        .as_str()
-        .and_then(|text| text.parse::<Timestamp>().ok());
-    created.map_or_else(
-        || "<unknown>".to_owned(),
-        |t| human(Timestamp::now().as_second() - t.as_second()),
-    )
+    let created = created.as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    created.map_or_else(|| "<unknown>".to_owned(), |t| human(Timestamp::now().as_second() - t.as_second()))
 }
 
 /// Seconds as kubectl prints an age (`k8s.io/apimachinery/pkg/util/duration/duration.go`, `HumanDuration`).
 fn human(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     let two = |big: i64, big_unit: char, small: i64, small_unit: char| {
-        if small == 0 {
-            format!("{big}{big_unit}")
-        } else {
-            format!("{big}{big_unit}{small}{small_unit}")
-        }
+        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
     };
     match seconds {
         ..0 => "0s".to_owned(),
@@ -251,9 +165,7 @@ mod tests {
 
     #[test]
     fn ages_read_as_kubectl_prints_them() {
-        let printed: Vec<String> = [5, 119, 150, 3000, 10_800, 90_000, 200_000]
-            .map(human)
-            .into();
+        let printed: Vec<String> = [5, 119, 150, 3000, 10_800, 90_000, 200_000].map(human).into();
         assert_eq!(printed, ["5s", "119s", "2m30s", "50m", "3h", "25h", "2d7h"]);
     }
 
@@ -264,9 +176,6 @@ mod tests {
             "status": {"phase": "Running", "containerStatuses": [{"ready": true}, {"ready": false, "restartCount": 2}]},
         });
         let row = row(pods(), "v1", &pod, Some("None"));
-        assert_eq!(
-            row["cells"].as_array().unwrap()[..4],
-            ["web", "1/2", "Running", "2"]
-        );
+        assert_eq!(row["cells"].as_array().unwrap()[..4], ["web", "1/2", "Running", "2"]);
     }
 }

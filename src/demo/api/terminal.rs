@@ -40,12 +40,7 @@ pub(super) async fn discipline(
 }
 
 /// One byte typed; the line or end of input it finishes.
-fn type_byte(
-    byte: u8,
-    line: &mut Vec<u8>,
-    echoed: &mut Vec<u8>,
-    interrupt: &Notify,
-) -> Option<Bytes> {
+fn type_byte(byte: u8, line: &mut Vec<u8>, echoed: &mut Vec<u8>, interrupt: &Notify) -> Option<Bytes> {
     match byte {
         b'\r' | b'\n' => {
             echoed.extend_from_slice(b"\r\n");
@@ -58,11 +53,8 @@ fn type_byte(
             interrupt.notify_one();
         }
         END_OF_INPUT => return Some(std::mem::take(line).into()),
-        BACKSPACE | DELETE => {
-            if line.pop().is_some() {
-                echoed.extend_from_slice(b"\x08 \x08");
-            }
-        }
+        BACKSPACE | DELETE if line.pop().is_some() => echoed.extend_from_slice(b"\x08 \x08"),
+        BACKSPACE | DELETE => {}
         ESCAPE => echoed.extend_from_slice(b"^["),
         _ if line.len() < MAX_LINE => {
             line.push(byte);
@@ -79,10 +71,7 @@ mod tests {
 
     fn typed(keys: &[u8]) -> (Vec<Bytes>, Vec<u8>) {
         let (mut line, mut echoed, interrupt) = (Vec::new(), Vec::new(), Notify::new());
-        let lines = keys
-            .iter()
-            .filter_map(|&key| type_byte(key, &mut line, &mut echoed, &interrupt))
-            .collect();
+        let lines = keys.iter().filter_map(|&key| type_byte(key, &mut line, &mut echoed, &interrupt)).collect();
         (lines, echoed)
     }
 

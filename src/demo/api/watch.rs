@@ -66,10 +66,7 @@ impl Watch {
     ) -> Result<Self, ApiError> {
         let mut selector = crud::selector(query)?;
         if let Some(name) = &target.name {
-            selector = Selector::parse(
-                query.get("labelSelector"),
-                Some(&format!("metadata.name={name}")),
-            )?;
+            selector = Selector::parse(query.get("labelSelector"), Some(&format!("metadata.name={name}")))?;
         }
         let bookmarks = query.flag("allowWatchBookmarks");
         let start = match query.get("resourceVersion").unwrap_or_default() {
@@ -81,12 +78,8 @@ impl Watch {
                 ))
             })?),
         };
-        let seconds = query
-            .number("timeoutSeconds")
-            .filter(|seconds| *seconds > 0);
-        let seconds = seconds
-            .unwrap_or_else(|| rand::rng().random_range(DEFAULT_SECONDS))
-            .min(DEFAULT_SECONDS.end);
+        let seconds = query.number("timeoutSeconds").filter(|seconds| *seconds > 0);
+        let seconds = seconds.unwrap_or_else(|| rand::rng().random_range(DEFAULT_SECONDS)).min(DEFAULT_SECONDS.end);
         Ok(Self {
             api: api.clone(),
             resource,
@@ -120,11 +113,7 @@ impl Watch {
         };
         loop {
             newest.mark_unchanged();
-            match self
-                .api
-                .store
-                .events_since(seen, self.resource, self.namespace.as_deref())
-            {
+            match self.api.store.events_since(seen, self.resource, self.namespace.as_deref()) {
                 Ok((revision, events)) => {
                     seen = seen.max(revision);
                     for event in &events {
@@ -146,14 +135,8 @@ impl Watch {
     }
 
     async fn send_present(&self, sink: &Sink, marked: bool) -> Result<u64, Gone> {
-        let (revision, objects) =
-            self.api
-                .store
-                .list(self.resource, self.namespace.as_deref(), None);
-        for object in objects
-            .iter()
-            .filter(|object| self.selector.matches(object))
-        {
+        let (revision, objects) = self.api.store.list(self.resource, self.namespace.as_deref(), None);
+        for object in objects.iter().filter(|object| self.selector.matches(object)) {
             self.send(sink, "ADDED", object).await?;
         }
         if marked {
@@ -165,10 +148,7 @@ impl Watch {
 
     /// A change into or out of the selection reads as a creation or a deletion.
     async fn send_event(&self, sink: &Sink, event: &Event) -> Result<(), Gone> {
-        let was = event
-            .before
-            .as_ref()
-            .is_some_and(|object| self.selector.matches(object));
+        let was = event.before.as_ref().is_some_and(|object| self.selector.matches(object));
         let is = !event.deleted && self.selector.matches(&event.after);
         match (was, is) {
             (false, true) => self.send(sink, "ADDED", &event.after).await,
@@ -185,44 +165,29 @@ impl Watch {
                 json!({"type": kind, "object": table::partial_metadata("v1", object)})
             }
             View::Table(version) => {
-                let revision = object["metadata"]["resourceVersion"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned();
-                let metadata = ListMeta {
-                    resource_version: revision,
-                    ..ListMeta::default()
-                };
+                let revision = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+                let metadata = ListMeta { resource_version: revision, ..ListMeta::default() };
                 let objects = std::iter::once(object);
-                let table =
-                    table::of_objects(self.resource, version, &metadata, objects, &self.query);
+                let table = table::of_objects(self.resource, version, &metadata, objects, &self.query);
                 json!({"type": kind, "object": table})
             }
         };
         sink.send(&line).await
     }
 
-    async fn send_bookmark(
-        &self,
-        sink: &Sink,
-        revision: u64,
-        annotations: Value,
-    ) -> Result<(), Gone> {
-        let mut metadata =
-            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+    async fn send_bookmark(&self, sink: &Sink, revision: u64, annotations: Value) -> Result<(), Gone> {
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if annotations != json!({}) {
             metadata["annotations"] = annotations;
         }
         let kind = self.resource.kind;
         let object = json!({"kind": kind, "apiVersion": self.resource.group_version(), "metadata": metadata});
-        sink.send(&json!({"type": "BOOKMARK", "object": object}))
-            .await
+        sink.send(&json!({"type": "BOOKMARK", "object": object})).await
     }
 
     async fn send_too_old(&self, sink: &Sink, asked: u64, oldest: u64) -> Result<(), Gone> {
         let error = ApiError::expired(format!("too old resource version: {asked} ({oldest})"));
-        sink.send(&json!({"type": "ERROR", "object": error.status}))
-            .await
+        sink.send(&json!({"type": "ERROR", "object": error.status})).await
     }
 }
 

@@ -52,34 +52,21 @@ pub(super) struct MessageSender(mpsc::Sender<Message>);
 pub(super) fn is_requested(method: &Method, headers: &HeaderMap) -> bool {
     let has = |name, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-        values
-            .flat_map(|v| v.split(','))
-            .any(|v| v.trim().eq_ignore_ascii_case(word))
+        values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))
     };
     method == Method::GET && has(header::UPGRADE, "websocket") && has(header::CONNECTION, "upgrade")
 }
 
 /// The subprotocols the client offers, in order, without those that only carry a token.
 pub(super) fn offered_protocols(headers: &HeaderMap) -> Vec<String> {
-    let values = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|v| v.to_str().ok());
-    let protocols = values
-        .flat_map(|v| v.split(','))
-        .map(str::trim)
-        .filter(|p| !p.is_empty());
-    protocols
-        .filter(|p| !p.starts_with(BEARER_PROTOCOL))
-        .map(str::to_owned)
-        .collect()
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    let protocols = values.flat_map(|v| v.split(',')).map(str::trim).filter(|p| !p.is_empty());
+    protocols.filter(|p| !p.starts_with(BEARER_PROTOCOL)).map(str::to_owned).collect()
 }
 
 /// The `101` answer. Errors: 400 without a key.
 pub(super) fn accept(headers: &HeaderMap, protocol: Option<&str>) -> Result<Response, ApiError> {
-    let key = headers
-        .get(header::SEC_WEBSOCKET_KEY)
-        .ok_or_else(|| ApiError::bad_request("no Sec-WebSocket-Key"))?;
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).ok_or_else(|| ApiError::bad_request("no Sec-WebSocket-Key"))?;
     let mut response = Response::new(Body::whole(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let answer = response.headers_mut();
@@ -87,10 +74,7 @@ pub(super) fn accept(headers: &HeaderMap, protocol: Option<&str>) -> Result<Resp
     answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     // Base64 and a protocol taken from the request's own headers: both are valid header values.
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
-    answer.insert(
-        header::SEC_WEBSOCKET_ACCEPT,
-        accept.expect("base64 is a header value"),
-    );
+    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept.expect("base64 is a header value"));
     if let Some(Ok(protocol)) = protocol.map(HeaderValue::from_str) {
         answer.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
@@ -101,9 +85,7 @@ pub(super) fn accept(headers: &HeaderMap, protocol: Option<&str>) -> Result<Resp
 pub(super) fn refuse_protocol() -> Response {
     let mut response = Response::new(Body::whole(""));
     *response.status_mut() = StatusCode::FORBIDDEN;
-    response
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
@@ -121,19 +103,13 @@ pub(super) async fn start(upgrade: OnUpgrade) -> Result<WebSocket, Gone> {
         }
     });
     tokio::spawn(read(stream, arrived));
-    Ok(WebSocket {
-        incoming,
-        sender: MessageSender(sender),
-    })
+    Ok(WebSocket { incoming, sender: MessageSender(sender) })
 }
 
 /// Takes over the connection as a stream of bytes, cut into binary messages without regard to what they mean
 /// (`k8s.io/apimachinery/pkg/util/portforward`, `k8s.io/client-go/transport/websocket`).
 pub(super) async fn start_as_bytes(upgrade: OnUpgrade) -> Result<DuplexStream, Gone> {
-    let WebSocket {
-        mut incoming,
-        sender,
-    } = start(upgrade).await?;
+    let WebSocket { mut incoming, sender } = start(upgrade).await?;
     let (near, far) = tokio::io::duplex(64 * 1024);
     let (mut from_far, mut to_far) = tokio::io::split(far);
     tokio::spawn(async move {
@@ -151,11 +127,7 @@ pub(super) async fn start_as_bytes(upgrade: OnUpgrade) -> Result<DuplexStream, G
             match from_far.read(&mut buffer).await {
                 // `read` returns at most the length of the buffer.
                 Ok(count) if count > 0 => {
-                    if sender
-                        .binary(Bytes::copy_from_slice(&buffer[..count]))
-                        .await
-                        .is_err()
-                    {
+                    if sender.binary(Bytes::copy_from_slice(&buffer[..count])).await.is_err() {
                         return;
                     }
                 }
@@ -179,14 +151,8 @@ impl MessageSender {
 
     /// Sends the close message, code 1000.
     pub async fn close(&self) -> Result<(), Gone> {
-        let frame = CloseFrame {
-            code: CloseCode::Normal,
-            reason: "".into(),
-        };
-        self.0
-            .send(Message::Close(Some(frame)))
-            .await
-            .map_err(|_| Gone)
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        self.0.send(Message::Close(Some(frame))).await.map_err(|_| Gone)
     }
 
     /// Resolves when the connection is gone.
@@ -197,9 +163,7 @@ impl MessageSender {
 
 async fn websocket(upgrade: OnUpgrade) -> Result<Stream, Gone> {
     let upgraded = upgrade.await.map_err(|_| Gone)?;
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE));
+    let config = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
     Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await)
 }
 

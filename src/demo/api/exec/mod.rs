@@ -44,10 +44,7 @@ struct Wants {
 
 impl Session {
     fn start(self) -> (Running, Vec<String>) {
-        (
-            process::start(self.container, self.task, self.wants.tty),
-            self.command,
-        )
+        (process::start(self.container, self.task, self.wants.tty), self.command)
     }
 }
 
@@ -61,10 +58,7 @@ pub(super) fn answer(
     mut request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
     let session = session(container, query, request.uri().path().ends_with("/exec"))?;
-    let (open, shutdown) = (
-        Open::new(&api.counters.open_upgrades),
-        connection.shutdown.clone(),
-    );
+    let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     if websocket::is_requested(request.method(), request.headers()) {
         let offered = websocket::offered_protocols(request.headers());
         let Some(protocol) = over_websocket::Protocol::choose(&offered) else {
@@ -82,10 +76,7 @@ pub(super) fn answer(
         return Ok(response);
     }
     if !is_spdy_requested(request.headers()) {
-        let message = format!(
-            "Upgrade request required: {} needs Connection: Upgrade",
-            request.method()
-        );
+        let message = format!("Upgrade request required: {} needs Connection: Upgrade", request.method());
         return Err(ApiError::bad_request(message));
     }
     let protocol = match over_spdy::Protocol::choose(&offered_spdy_protocols(request.headers())) {
@@ -107,10 +98,7 @@ pub(super) fn answer(
 /// Whether this request asks for SPDY (`spdy.NewResponseUpgrader`).
 pub(super) fn is_spdy_requested(headers: &HeaderMap) -> bool {
     let has = |name, word: &str| {
-        let value = headers
-            .get(name)
-            .and_then(|v: &HeaderValue| v.to_str().ok())
-            .unwrap_or_default();
+        let value = headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
         value.to_ascii_lowercase().contains(word)
     };
     has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "spdy/3.1")
@@ -118,15 +106,8 @@ pub(super) fn is_spdy_requested(headers: &HeaderMap) -> bool {
 
 /// The protocols the client offers, in order: repeated headers, or a list.
 pub(super) fn offered_spdy_protocols(headers: &HeaderMap) -> Vec<String> {
-    let values = headers
-        .get_all(STREAM_PROTOCOL)
-        .iter()
-        .filter_map(|v| v.to_str().ok());
-    values
-        .flat_map(|v| v.split(','))
-        .map(|p| p.trim().to_owned())
-        .filter(|p| !p.is_empty())
-        .collect()
+    let values = headers.get_all(STREAM_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()
 }
 
 /// The `101` to SPDY.
@@ -150,9 +131,7 @@ pub(super) fn refuse_spdy_protocol(headers: &HeaderMap, accepted: &[&'static str
     let mut response = response::text(StatusCode::FORBIDDEN, text);
     for protocol in accepted {
         let value = HeaderValue::from_static(protocol);
-        response
-            .headers_mut()
-            .append("x-accepted-stream-protocol-versions", value);
+        response.headers_mut().append("x-accepted-stream-protocol-versions", value);
     }
     response
 }
@@ -165,27 +144,14 @@ fn session(container: Arc<Container>, query: &Query, is_exec: bool) -> Result<Se
         tty: query.flag("tty"),
     };
     if !(wants.stdin || wants.stdout || wants.stderr) {
-        return Err(ApiError::bad_request(
-            "you must specify at least 1 of stdin, stdout, stderr",
-        ));
+        return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
     let command: Vec<String> = query.all("command").map(str::to_owned).collect();
     if is_exec && command.is_empty() {
-        return Err(ApiError::bad_request(
-            "you must specify a command for the container",
-        ));
+        return Err(ApiError::bad_request("you must specify a command for the container"));
     }
-    let task = if is_exec {
-        Task::Exec(command.clone())
-    } else {
-        Task::Attach
-    };
-    Ok(Session {
-        container,
-        task,
-        command,
-        wants,
-    })
+    let task = if is_exec { Task::Exec(command.clone()) } else { Task::Attach };
+    Ok(Session { container, task, command, wants })
 }
 
 /// Whether the method may carry a stream.

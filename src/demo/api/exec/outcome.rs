@@ -20,31 +20,18 @@ pub(super) fn status(exit: &Exit, command: &[String], reporter: Reporter) -> Sta
     match exit {
         Exit::Code(0) => Status::command_success(),
         Exit::Code(code) => {
-            let cause = Cause {
-                reason: "ExitCode",
-                message: code.to_string(),
-                field: String::new(),
-            };
-            let message = format!(
-                "command terminated with non-zero exit code: {}",
-                ended(*code, command, reporter)
-            );
+            let cause = Cause { reason: "ExitCode", message: code.to_string(), field: String::new() };
+            let message = format!("command terminated with non-zero exit code: {}", ended(*code, command, reporter));
             Status::command_failure("NonZeroExitCode", message, vec![cause], None)
         }
         Exit::NoSuchProgram(program) => {
             let why = missing(program);
             let (inner, prefix) = match reporter {
-                Reporter::ApiServer => (
-                    format!("Internal error occurred: {why}"),
-                    "Internal error occurred: ",
-                ),
+                Reporter::ApiServer => (format!("Internal error occurred: {why}"), "Internal error occurred: "),
                 Reporter::Runtime => (why, "Internal error occurred: "),
             };
             let message = format!("{prefix}{inner}");
-            let cause = Cause {
-                message: inner,
-                ..Cause::default()
-            };
+            let cause = Cause { message: inner, ..Cause::default() };
             Status::command_failure("InternalError", message, vec![cause], Some(500))
         }
     }
@@ -56,9 +43,7 @@ pub(super) fn text(exit: &Exit, command: &[String]) -> Option<String> {
         Exit::Code(0) => None,
         Exit::Code(code) => {
             let ended = ended(*code, command, Reporter::Runtime);
-            Some(format!(
-                "command terminated with non-zero exit code: {ended}"
-            ))
+            Some(format!("command terminated with non-zero exit code: {ended}"))
         }
         Exit::NoSuchProgram(program) => Some(missing(program)),
     }
@@ -67,10 +52,7 @@ pub(super) fn text(exit: &Exit, command: &[String]) -> Option<String> {
 fn ended(code: u8, command: &[String], reporter: Reporter) -> String {
     match reporter {
         Reporter::ApiServer => format!("command terminated with exit code {code}"),
-        Reporter::Runtime => format!(
-            "error executing command [{}], exit code {code}",
-            command.join(" ")
-        ),
+        Reporter::Runtime => format!("error executing command [{}], exit code {code}", command.join(" ")),
     }
 }
 

@@ -30,43 +30,21 @@ pub(super) struct Protocol {
 }
 
 const PROTOCOLS: &[Protocol] = &[
-    Protocol {
-        name: "v4.channel.k8s.io",
-        version: 4,
-    },
-    Protocol {
-        name: "v3.channel.k8s.io",
-        version: 3,
-    },
-    Protocol {
-        name: "v2.channel.k8s.io",
-        version: 2,
-    },
-    Protocol {
-        name: "channel.k8s.io",
-        version: 1,
-    },
+    Protocol { name: "v4.channel.k8s.io", version: 4 },
+    Protocol { name: "v3.channel.k8s.io", version: 3 },
+    Protocol { name: "v2.channel.k8s.io", version: 2 },
+    Protocol { name: "channel.k8s.io", version: 1 },
 ];
-const NAMES: &[&str] = &[
-    "v4.channel.k8s.io",
-    "v3.channel.k8s.io",
-    "v2.channel.k8s.io",
-    "channel.k8s.io",
-];
+const NAMES: &[&str] = &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
 
 impl Protocol {
     /// The client's first choice that is known; the oldest for a client that offers none. Errors: what is known.
     pub fn choose(offered: &[String]) -> Result<Self, &'static [&'static str]> {
-        let oldest = Self {
-            name: "channel.k8s.io",
-            version: 1,
-        };
+        let oldest = Self { name: "channel.k8s.io", version: 1 };
         if offered.is_empty() {
             return Ok(oldest);
         }
-        let chosen = offered
-            .iter()
-            .find_map(|name| PROTOCOLS.iter().find(|protocol| protocol.name == name));
+        let chosen = offered.iter().find_map(|name| PROTOCOLS.iter().find(|protocol| protocol.name == name));
         chosen.copied().ok_or(NAMES)
     }
 
@@ -91,11 +69,7 @@ pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session
     let Ok(upgraded) = upgrade.await else { return };
     let mut connection = Connection::new(TokioIo::new(upgraded));
     let wants = session.wants;
-    let opened = tokio::time::timeout(
-        STREAMS_DEADLINE,
-        Streams::accept(&mut connection, wants, protocol),
-    )
-    .await;
+    let opened = tokio::time::timeout(STREAMS_DEADLINE, Streams::accept(&mut connection, wants, protocol)).await;
     let Ok(Some(streams)) = opened else { return };
     let (running, command) = session.start();
     let finished = tokio::select! {
@@ -108,12 +82,7 @@ pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session
 }
 
 /// Carries input and output, then the report. All that is open then is reset.
-async fn serve(
-    mut streams: Streams,
-    mut running: Running,
-    protocol: Protocol,
-    command: &[String],
-) -> Result<(), Gone> {
+async fn serve(mut streams: Streams, mut running: Running, protocol: Protocol, command: &[String]) -> Result<(), Gone> {
     let stdin = std::mem::replace(&mut running.stdin, mpsc::channel(1).0);
     let senders = Senders::of(&streams);
     let resize = running.resize.clone();
@@ -235,10 +204,7 @@ impl Senders {
 
     /// What the server has not finished: the outputs only if a process `ran`.
     fn open_at_the_end(&self, ran: bool) -> Vec<&StreamSender> {
-        let mut open: Vec<&StreamSender> = [&self.error, &self.stdin, &self.resize]
-            .into_iter()
-            .flatten()
-            .collect();
+        let mut open: Vec<&StreamSender> = [&self.error, &self.stdin, &self.resize].into_iter().flatten().collect();
         if !ran {
             open.extend(self.outputs());
         }

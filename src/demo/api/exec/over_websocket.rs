@@ -35,47 +35,20 @@ pub(super) struct Protocol {
 }
 
 const PROTOCOLS: &[Protocol] = &[
-    Protocol {
-        name: "v5.channel.k8s.io",
-        version: 5,
-        base64: false,
-    },
-    Protocol {
-        name: "v4.channel.k8s.io",
-        version: 4,
-        base64: false,
-    },
-    Protocol {
-        name: "v4.base64.channel.k8s.io",
-        version: 4,
-        base64: true,
-    },
-    Protocol {
-        name: "channel.k8s.io",
-        version: 1,
-        base64: false,
-    },
-    Protocol {
-        name: "base64.channel.k8s.io",
-        version: 1,
-        base64: true,
-    },
+    Protocol { name: "v5.channel.k8s.io", version: 5, base64: false },
+    Protocol { name: "v4.channel.k8s.io", version: 4, base64: false },
+    Protocol { name: "v4.base64.channel.k8s.io", version: 4, base64: true },
+    Protocol { name: "channel.k8s.io", version: 1, base64: false },
+    Protocol { name: "base64.channel.k8s.io", version: 1, base64: true },
 ];
 
 impl Protocol {
     /// The client's first choice that is known. A client that offers none gets the oldest.
     pub fn choose(offered: &[String]) -> Option<Self> {
         if offered.is_empty() {
-            return Some(Self {
-                name: "",
-                version: 1,
-                base64: false,
-            });
+            return Some(Self { name: "", version: 1, base64: false });
         }
-        offered
-            .iter()
-            .find_map(|name| PROTOCOLS.iter().find(|protocol| protocol.name == name))
-            .copied()
+        offered.iter().find_map(|name| PROTOCOLS.iter().find(|protocol| protocol.name == name)).copied()
     }
 
     /// The name to answer with; none where none was offered.
@@ -85,9 +58,7 @@ impl Protocol {
 
     async fn send(self, sender: &MessageSender, channel: u8, bytes: &[u8]) -> Result<(), Gone> {
         if self.base64 {
-            return sender
-                .text(format!("{channel}{}", STANDARD.encode(bytes)))
-                .await;
+            return sender.text(format!("{channel}{}", STANDARD.encode(bytes))).await;
         }
         sender.binary([&[channel], bytes].concat()).await
     }
@@ -116,12 +87,7 @@ pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session
     let (mut running, command) = session.start();
     let stdin = std::mem::replace(&mut running.stdin, mpsc::channel(1).0);
     let resize = running.resize.clone();
-    let input = receive(
-        socket.incoming,
-        protocol,
-        wants.stdin.then_some(stdin),
-        &resize,
-    );
+    let input = receive(socket.incoming, protocol, wants.stdin.then_some(stdin), &resize);
     let output = async {
         // The server begins with an empty message on standard output, as captured.
         protocol.send(&socket.sender, STDOUT, &[]).await?;
@@ -143,11 +109,7 @@ pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session
     if finished {
         let exit = running.exit().await;
         let report = if protocol.version >= 4 {
-            let reporter = if protocol.version == 5 {
-                Reporter::ApiServer
-            } else {
-                Reporter::Runtime
-            };
+            let reporter = if protocol.version == 5 { Reporter::ApiServer } else { Reporter::Runtime };
             Some(outcome::status(&exit, &command, reporter).to_json())
         } else {
             outcome::text(&exit, &command).map(String::into_bytes)
@@ -190,8 +152,5 @@ async fn receive(
 pub(super) fn size(bytes: &[u8]) -> Option<Size> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
     let number = |key: &str| u16::try_from(value[key].as_u64()?).ok();
-    Some(Size {
-        rows: number("Height")?,
-        columns: number("Width")?,
-    })
+    Some(Size { rows: number("Height")?, columns: number("Width")? })
 }

@@ -25,11 +25,7 @@ pub(super) struct Command {
 enum Redirection {
     StdoutToStderr,
     StderrToStdout,
-    ToFile {
-        stderr: bool,
-        path: String,
-        append: bool,
-    },
+    ToFile { stderr: bool, path: String, append: bool },
 }
 
 /// Where an output goes.
@@ -46,26 +42,16 @@ pub(super) enum Redirect {
 impl Command {
     /// Where standard output and standard error go, given where they would.
     pub fn outputs(&self, stdout: &Output, stderr: &Output) -> (Redirect, Redirect) {
-        let (mut out, mut err) = (
-            Redirect::None(stdout.clone()),
-            Redirect::None(stderr.clone()),
-        );
+        let (mut out, mut err) = (Redirect::None(stdout.clone()), Redirect::None(stderr.clone()));
         for redirection in &self.redirections {
             match redirection {
                 Redirection::StdoutToStderr => out = err.clone(),
                 Redirection::StderrToStdout => err = out.clone(),
-                Redirection::ToFile {
-                    stderr,
-                    path,
-                    append,
-                } => {
+                Redirection::ToFile { stderr, path, append } => {
                     let target = if path == "/dev/null" {
                         Redirect::Null
                     } else {
-                        Redirect::File {
-                            path: path.clone(),
-                            append: *append,
-                        }
+                        Redirect::File { path: path.clone(), append: *append }
                     };
                     *(if *stderr { &mut err } else { &mut out }) = target;
                 }
@@ -108,10 +94,7 @@ pub(super) fn split(script: &str) -> Vec<(Join, Vec<&str>)> {
 }
 
 /// Takes one command apart. Errors: what cannot be understood.
-pub(super) fn parse(
-    text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<Command, String> {
+pub(super) fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Command, String> {
     let mut command = Command::default();
     let mut words = words(text, variable)?.into_iter();
     while let Some((word, quoted)) = words.next() {
@@ -129,10 +112,7 @@ pub(super) fn parse(
     Ok(command)
 }
 
-fn to_file(
-    word: &str,
-    words: &mut impl Iterator<Item = (String, bool)>,
-) -> Result<Redirection, String> {
+fn to_file(word: &str, words: &mut impl Iterator<Item = (String, bool)>) -> Result<Redirection, String> {
     let (stderr, rest) = match word.strip_prefix('2') {
         Some(rest) => (true, rest),
         None => (false, word.strip_prefix('1').unwrap_or(word)),
@@ -142,24 +122,13 @@ fn to_file(
         (None, Some(path)) => (false, path),
         (None, None) => return Err(format!("syntax error: {word}")),
     };
-    let path = if path.is_empty() {
-        words.next().map(|(word, _)| word)
-    } else {
-        Some(path.to_owned())
-    };
+    let path = if path.is_empty() { words.next().map(|(word, _)| word) } else { Some(path.to_owned()) };
     let path = path.ok_or_else(|| "syntax error: a file name is missing".to_owned())?;
-    Ok(Redirection::ToFile {
-        stderr,
-        path,
-        append,
-    })
+    Ok(Redirection::ToFile { stderr, path, append })
 }
 
 /// The words, and of each whether any of it was quoted.
-fn words(
-    text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<Vec<(String, bool)>, String> {
+fn words(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Vec<(String, bool)>, String> {
     let mut words = Vec::new();
     let mut word: Option<(String, bool)> = None;
     let mut rest = text.chars().peekable();
@@ -174,10 +143,7 @@ fn words(
             (None, c) if c.is_whitespace() => words.extend(word.take()),
             (None | Some('"'), '$') => {
                 let mut name = String::new();
-                while rest
-                    .peek()
-                    .is_some_and(|c| c.is_alphanumeric() || "_?{}".contains(*c))
-                {
+                while rest.peek().is_some_and(|c| c.is_alphanumeric() || "_?{}".contains(*c)) {
                     name.extend(rest.next());
                 }
                 let value = variable(name.trim_matches(['{', '}'])).unwrap_or_default();
@@ -202,10 +168,7 @@ struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     fn new(text: &'a str) -> Self {
-        Self {
-            characters: text.char_indices(),
-            quote: None,
-        }
+        Self { characters: text.char_indices(), quote: None }
     }
 
     /// The next character outside of quotes. The `&` of a redirection (`>&2`) is part of its word.
@@ -245,10 +208,7 @@ mod tests {
 
     #[test]
     fn variables_are_replaced_except_in_single_quotes() {
-        assert_eq!(
-            parsed(r#"echo $A "${A} b" '$A' \$A"#).words,
-            ["echo", "value", "value b", "$A", "$A"]
-        );
+        assert_eq!(parsed(r#"echo $A "${A} b" '$A' \$A"#).words, ["echo", "value", "value b", "$A", "$A"]);
     }
 
     #[test]

@@ -35,17 +35,8 @@ pub(super) async fn exec(container: Arc<Container>, command: &[String], mut io: 
         return Exit::NoSuchProgram(program.clone());
     }
     let is_shell = programs::base_name(program) == "sh";
-    let interrupt = io
-        .terminal
-        .as_ref()
-        .filter(|_| !is_shell)
-        .map(|terminal| terminal.interrupt.clone());
-    let mut shell = Shell {
-        container,
-        folder: "/".to_owned(),
-        last: 0,
-        depth: 0,
-    };
+    let interrupt = io.terminal.as_ref().filter(|_| !is_shell).map(|terminal| terminal.interrupt.clone());
+    let mut shell = Shell { container, folder: "/".to_owned(), last: 0, depth: 0 };
     let interrupted = async {
         match interrupt {
             Some(interrupt) => interrupt.notified().await,
@@ -123,12 +114,7 @@ impl Shell {
                 return 1;
             }
             let folder = self.folder.clone();
-            let mut inner = Self {
-                container: self.container.clone(),
-                folder,
-                last: 0,
-                depth: self.depth + 1,
-            };
+            let mut inner = Self { container: self.container.clone(), folder, last: 0, depth: self.depth + 1 };
             match arguments {
                 [flag, script, ..] if flag == "-c" => inner.run_script(script, io).await.code(),
                 [] => inner.run_lines(io).await,
@@ -140,13 +126,7 @@ impl Shell {
     async fn run_lines(&mut self, io: &mut Io<'_>) -> u8 {
         loop {
             let terminal = io.terminal.clone();
-            if terminal.is_some()
-                && io
-                    .stdout
-                    .write(format!("{} # ", self.folder))
-                    .await
-                    .is_err()
-            {
+            if terminal.is_some() && io.stdout.write(format!("{} # ", self.folder)).await.is_err() {
                 return self.last;
             }
             let interrupted = async {
@@ -169,10 +149,7 @@ impl Shell {
                 Flow::Exit(code) => return code,
                 Flow::Next(code) => self.last = code,
             }
-            if terminal.is_some()
-                && self.last == INTERRUPTED
-                && io.stdout.write("\n").await.is_err()
-            {
+            if terminal.is_some() && self.last == INTERRUPTED && io.stdout.write("\n").await.is_err() {
                 return self.last;
             }
         }
@@ -205,30 +182,14 @@ impl Shell {
                 [only] => self.run_text(only, io).await,
                 [first, rest @ ..] => {
                     let (writer, reader) = mpsc::channel(16);
-                    let (stdout, stderr, terminal) =
-                        (io.stdout.clone(), io.stderr.clone(), io.terminal.clone());
-                    let mut rest_io = Io {
-                        stdin: &mut Stdin::new(reader),
-                        stdout,
-                        stderr,
-                        terminal,
-                    };
+                    let (stdout, stderr, terminal) = (io.stdout.clone(), io.stderr.clone(), io.terminal.clone());
+                    let mut rest_io = Io { stdin: &mut Stdin::new(reader), stdout, stderr, terminal };
                     let container = self.container.clone();
-                    let mut left = Self {
-                        container,
-                        folder: self.folder.clone(),
-                        last: self.last,
-                        depth: self.depth,
-                    };
+                    let mut left = Self { container, folder: self.folder.clone(), last: self.last, depth: self.depth };
                     let left = async move {
                         let (stdout, stderr) = (Output::Pipe(writer), io.stderr.clone());
                         // The pipe ends with its writer, when this is done.
-                        let mut io = Io {
-                            stdin: &mut *io.stdin,
-                            stdout,
-                            stderr,
-                            terminal: None,
-                        };
+                        let mut io = Io { stdin: &mut *io.stdin, stdout, stderr, terminal: None };
                         left.run_text(first, &mut io).await
                     };
                     let (_, flow) = tokio::join!(left, self.run_pipeline(rest, &mut rest_io));
@@ -242,12 +203,7 @@ impl Shell {
         let variable = |name: &str| match name {
             "?" => Some(self.last.to_string()),
             "PWD" => Some(self.folder.clone()),
-            _ => self
-                .container
-                .environment
-                .iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.clone()),
+            _ => self.container.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()),
         };
         match language::parse(text, &variable) {
             Ok(command) if command.words.is_empty() => Flow::Next(0),
@@ -271,12 +227,7 @@ impl Shell {
         };
         let (stdout, stderr) = command.outputs(&io.stdout, &io.stderr);
         let (stdout, stderr, terminal) = (lead(&stdout), lead(&stderr), io.terminal.clone());
-        let mut inner = Io {
-            stdin: &mut *io.stdin,
-            stdout,
-            stderr,
-            terminal,
-        };
+        let mut inner = Io { stdin: &mut *io.stdin, stdout, stderr, terminal };
         let run = async {
             let flow = if programs::exists(&command.words[0]) {
                 self.run_program(&command.words, &mut inner).await
@@ -314,9 +265,7 @@ impl Shell {
             _ => Bytes::new(),
         };
         let content = Node::File([before, content].concat().into());
-        files
-            .put(path, content, jiff::Timestamp::now().as_second())
-            .is_ok()
+        files.put(path, content, jiff::Timestamp::now().as_second()).is_ok()
     }
 }
 
@@ -352,11 +301,7 @@ mod tests {
         Pods::default().container(&pod, None).unwrap()
     }
 
-    async fn run_in(
-        container: &Arc<Container>,
-        command: &[&str],
-        input: &str,
-    ) -> (String, String, Exit) {
+    async fn run_in(container: &Arc<Container>, command: &[&str], input: &str) -> (String, String, Exit) {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         let mut running = process::start(container.clone(), Task::Exec(command), false);
         let (stdin, _) = mpsc::channel(1);
@@ -365,12 +310,7 @@ mod tests {
         drop(stdin);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         while let Some((channel, bytes)) = running.output.recv().await {
-            if channel == Channel::Stdout {
-                &mut stdout
-            } else {
-                &mut stderr
-            }
-            .extend_from_slice(&bytes);
+            if channel == Channel::Stdout { &mut stdout } else { &mut stderr }.extend_from_slice(&bytes);
         }
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (text(stdout), text(stderr), running.exit().await)
@@ -388,30 +328,17 @@ mod tests {
 
     #[tokio::test]
     async fn and_and_or_look_at_the_exit_code() {
-        assert_eq!(
-            script("true && echo a || echo b; false && echo c || echo d")
-                .await
-                .0,
-            "a\nd\n"
-        );
+        assert_eq!(script("true && echo a || echo b; false && echo c || echo d").await.0, "a\nd\n");
     }
 
     #[tokio::test]
     async fn a_pipe_joins_two_programs() {
-        assert_eq!(
-            script("head -c 100000 /dev/zero | wc -c").await.0,
-            "100000\n"
-        );
+        assert_eq!(script("head -c 100000 /dev/zero | wc -c").await.0, "100000\n");
     }
 
     #[tokio::test]
     async fn quotes_and_variables_are_known() {
-        assert_eq!(
-            script(r#"echo "$COLOR  sky" '$COLOR'; false; echo $?"#)
-                .await
-                .0,
-            "blue  sky $COLOR\n1\n"
-        );
+        assert_eq!(script(r#"echo "$COLOR  sky" '$COLOR'; false; echo $?"#).await.0, "blue  sky $COLOR\n1\n");
     }
 
     #[tokio::test]
@@ -419,10 +346,7 @@ mod tests {
         let text = "mkdir -p /tmp/x; echo one > /tmp/x/a; echo two >> /tmp/x/a; cat /tmp/x/a; ls /tmp/x; rm -r /tmp/x; ls /tmp/x";
         let (stdout, stderr, exit) = script(text).await;
         assert_eq!(stdout, "one\ntwo\na\n");
-        assert_eq!(
-            (stderr.as_str(), exit),
-            ("ls: /tmp/x: No such file or directory\n", Exit::Code(1))
-        );
+        assert_eq!((stderr.as_str(), exit), ("ls: /tmp/x: No such file or directory\n", Exit::Code(1)));
     }
 
     #[tokio::test]
@@ -442,8 +366,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_shell_reads_its_script_from_its_input() {
-        let (stdout, _, exit) =
-            run_in(&container(), &["sh"], "echo a\ncd /tmp; pwd\nexit 3\n").await;
+        let (stdout, _, exit) = run_in(&container(), &["sh"], "echo a\ncd /tmp; pwd\nexit 3\n").await;
         assert_eq!((stdout.as_str(), exit), ("a\n/tmp\n", Exit::Code(3)));
     }
 }

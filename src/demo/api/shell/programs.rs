@@ -42,9 +42,10 @@ static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// Whether there is such a program, by its name or in one of the usual folders.
 pub(super) fn exists(program: &str) -> bool {
-    let folder = program.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let usual =
-        matches!(folder, "" | "/bin" | "/usr/bin") && (folder.is_empty() == !program.contains('/'));
+    let usual = match program.rsplit_once('/') {
+        Some((folder, _)) => matches!(folder, "/bin" | "/usr/bin"),
+        None => true,
+    };
     usual && PROGRAMS.contains(&base_name(program))
 }
 
@@ -62,18 +63,10 @@ impl Shell {
         let code = match base_name(program) {
             "true" => 0,
             "exit" => {
-                return Flow::Exit(
-                    arguments
-                        .first()
-                        .and_then(|code| code.parse().ok())
-                        .unwrap_or(self.last),
-                );
+                return Flow::Exit(arguments.first().and_then(|code| code.parse().ok()).unwrap_or(self.last));
             }
             "sh" => self.run_shell(arguments, io).await,
-            "cd" => {
-                self.change_folder(arguments.first().map_or("/root", String::as_str), io)
-                    .await
-            }
+            "cd" => self.change_folder(arguments.first().map_or("/root", String::as_str), io).await,
             "echo" => echo(arguments, io).await,
             "cat" => self.cat(arguments, io).await,
             "head" => self.head(arguments, io).await,
@@ -86,24 +79,12 @@ impl Shell {
             "test" | "[" => u8::from(!self.test(arguments)),
             "tar" => tar::run(&self.container, &self.folder, arguments, io).await,
             "env" => {
-                let variables = self
-                    .container
-                    .environment
-                    .iter()
-                    .map(|(key, value)| format!("{key}={value}\n"));
+                let variables = self.container.environment.iter().map(|(key, value)| format!("{key}={value}\n"));
                 print(io, variables.collect::<String>()).await
             }
             "pwd" => print(io, format!("{}\n", self.folder)).await,
             "hostname" => print(io, format!("{}\n", self.container.hostname)).await,
-            "date" => {
-                print(
-                    io,
-                    Timestamp::now()
-                        .strftime("%a %b %e %H:%M:%S UTC %Y\n")
-                        .to_string(),
-                )
-                .await
-            }
+            "date" => print(io, Timestamp::now().strftime("%a %b %e %H:%M:%S UTC %Y\n").to_string()).await,
             "stty" | "tty" => terminal(base_name(program), arguments, io).await,
             _ => 1,
         };
@@ -113,11 +94,7 @@ impl Shell {
     async fn change_folder(&mut self, path: &str, io: &Io<'_>) -> u8 {
         let path = normalize(&self.folder, path);
         if !self.container.files().is_folder(&path) {
-            return complain(
-                io,
-                &format!("sh: cd: can't cd to {path}: No such file or directory"),
-            )
-            .await;
+            return complain(io, &format!("sh: cd: can't cd to {path}: No such file or directory")).await;
         }
         self.folder = path;
         0
@@ -155,12 +132,7 @@ impl Shell {
                 while left > 0 {
                     // The smaller of the two is at most PIECE.
                     let piece = left.min(PIECE as u64);
-                    if io
-                        .stdout
-                        .write(Bytes::from_static(&ZEROS[..piece as usize]))
-                        .await
-                        .is_err()
-                    {
+                    if io.stdout.write(Bytes::from_static(&ZEROS[..piece as usize])).await.is_err() {
                         return 1;
                     }
                     left -= piece;
@@ -169,15 +141,7 @@ impl Shell {
             }
             Some(path) => match self.read_file(path) {
                 Ok(content) => {
-                    print(
-                        io,
-                        content.slice(
-                            ..content
-                                .len()
-                                .min(usize::try_from(left).unwrap_or(usize::MAX)),
-                        ),
-                    )
-                    .await
+                    print(io, content.slice(..content.len().min(usize::try_from(left).unwrap_or(usize::MAX)))).await
                 }
                 Err(why) => complain(io, &format!("head: {why}")).await,
             },
@@ -207,30 +171,17 @@ impl Shell {
                 Err(why) => return complain(io, &format!("sha256sum: {why}")).await,
             }
         }
-        let hex: String = context
-            .finish()
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hex: String = context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         print(io, format!("{hex}  {name}\n")).await
     }
 
     async fn list(&self, arguments: &[String], io: &Io<'_>) -> u8 {
-        let path = arguments
-            .iter()
-            .find(|a| !a.starts_with('-'))
-            .map_or(self.folder.as_str(), String::as_str);
+        let path = arguments.iter().find(|a| !a.starts_with('-')).map_or(self.folder.as_str(), String::as_str);
         let full = normalize(&self.folder, path);
         let listing = {
             let files = self.container.files();
             match files.get(&full).map(|entry| &entry.node) {
-                Some(Node::Folder) => Some(
-                    files
-                        .names_in(&full)
-                        .map(|name| format!("{name}\n"))
-                        .collect(),
-                ),
+                Some(Node::Folder) => Some(files.names_in(&full).map(|name| format!("{name}\n")).collect()),
                 Some(Node::File(_)) => Some(format!("{path}\n")),
                 None => None,
             }
@@ -242,61 +193,30 @@ impl Shell {
     }
 
     async fn make_folders(&self, arguments: &[String], io: &Io<'_>) -> u8 {
-        for path in arguments
-            .iter()
-            .filter(|argument| !argument.starts_with('-'))
-        {
+        for path in arguments.iter().filter(|argument| !argument.starts_with('-')) {
             let full = normalize(&self.folder, path);
-            let made =
-                self.container
-                    .files()
-                    .put(&full, Node::Folder, Timestamp::now().as_second());
+            let made = self.container.files().put(&full, Node::Folder, Timestamp::now().as_second());
             if made.is_err() {
-                return complain(
-                    io,
-                    &format!("mkdir: can't create directory '{path}': No space left on device"),
-                )
-                .await;
+                return complain(io, &format!("mkdir: can't create directory '{path}': No space left on device")).await;
             }
         }
         0
     }
 
     async fn remove(&self, arguments: &[String], io: &Io<'_>) -> u8 {
-        let forced = arguments
-            .iter()
-            .any(|argument| argument.starts_with('-') && argument.contains('f'));
-        for path in arguments
-            .iter()
-            .filter(|argument| !argument.starts_with('-'))
-        {
-            let gone = self
-                .container
-                .files()
-                .remove(&normalize(&self.folder, path));
+        let forced = arguments.iter().any(|argument| argument.starts_with('-') && argument.contains('f'));
+        for path in arguments.iter().filter(|argument| !argument.starts_with('-')) {
+            let gone = self.container.files().remove(&normalize(&self.folder, path));
             if !gone && !forced {
-                return complain(
-                    io,
-                    &format!("rm: can't remove '{path}': No such file or directory"),
-                )
-                .await;
+                return complain(io, &format!("rm: can't remove '{path}': No such file or directory")).await;
             }
         }
         0
     }
 
     fn test(&self, arguments: &[String]) -> bool {
-        let words: Vec<&str> = arguments
-            .iter()
-            .map(String::as_str)
-            .filter(|word| *word != "]")
-            .collect();
-        let node = |path: &str| {
-            self.container
-                .files()
-                .get(&normalize(&self.folder, path))
-                .map(|e| e.node.clone())
-        };
+        let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| *word != "]").collect();
+        let node = |path: &str| self.container.files().get(&normalize(&self.folder, path)).map(|e| e.node.clone());
         match words.as_slice() {
             ["-d", path] => matches!(node(path), Some(Node::Folder)),
             ["-f", path] => matches!(node(path), Some(Node::File(_))),
@@ -310,12 +230,7 @@ impl Shell {
     }
 
     fn read_file(&self, path: &str) -> Result<Bytes, String> {
-        match self
-            .container
-            .files()
-            .get(&normalize(&self.folder, path))
-            .map(|entry| &entry.node)
-        {
+        match self.container.files().get(&normalize(&self.folder, path)).map(|entry| &entry.node) {
             Some(Node::File(content)) => Ok(content.clone()),
             Some(Node::Folder) => Err(format!("{path}: Is a directory")),
             None => Err(format!("{path}: No such file or directory")),
@@ -364,9 +279,7 @@ async fn terminal(program: &str, arguments: &[String], io: &Io<'_>) -> u8 {
     let size = *terminal.size.borrow();
     match (program, arguments) {
         ("tty", _) => print(io, "/dev/pts/0\n").await,
-        (_, [what]) if what == "size" => {
-            print(io, format!("{} {}\n", size.rows, size.columns)).await
-        }
+        (_, [what]) if what == "size" => print(io, format!("{} {}\n", size.rows, size.columns)).await,
         _ => complain(io, "stty: only stty size is played here").await,
     }
 }

@@ -22,11 +22,7 @@ const PIECE: usize = 32 * 1024;
 /// What a client sends.
 pub(super) enum Incoming {
     /// `SYN_STREAM`.
-    Open {
-        id: u32,
-        last: bool,
-        headers: Headers,
-    },
+    Open { id: u32, last: bool, headers: Headers },
     /// A data frame, or a piece of one.
     Data { id: u32, bytes: Bytes, last: bool },
     /// `RST_STREAM`.
@@ -53,11 +49,7 @@ struct DataLeft {
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub fn new(io: R) -> Self {
-        Self {
-            io,
-            decompressor: Decompressor::new(),
-            data: None,
-        }
+        Self { io, decompressor: Decompressor::new(), data: None }
     }
 
     /// The next frame or piece of data; nothing at the end. Errors: a connection that breaks, or breaks the protocol.
@@ -67,37 +59,21 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
         let mut head = [0; 8];
         if let Err(error) = self.io.read_exact(&mut head).await {
-            return if error.kind() == io::ErrorKind::UnexpectedEof {
-                Ok(None)
-            } else {
-                Err(error)
-            };
+            return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(error) };
         }
         let [a, b, c, d, flags, length @ ..] = head;
-        let length =
-            usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2]);
+        let length = usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2]);
         let last = flags & FLAG_FIN != 0;
         if a & 0x80 == 0 {
             let id = u32::from_be_bytes([a, b, c, d]);
-            return self
-                .next_piece(DataLeft {
-                    id,
-                    left: length,
-                    last,
-                })
-                .await
-                .map(Some);
+            return self.next_piece(DataLeft { id, left: length, last }).await.map(Some);
         }
         if length > MAX_CONTROL {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a SPDY control frame is too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a SPDY control frame is too long"));
         }
         let mut payload = vec![0; length];
         self.io.read_exact(&mut payload).await?;
-        self.control(u16::from_be_bytes([c, d]), last, &payload)
-            .map(Some)
+        self.control(u16::from_be_bytes([c, d]), last, &payload).map(Some)
     }
 
     async fn next_piece(&mut self, mut data: DataLeft) -> io::Result<Incoming> {
@@ -109,38 +85,21 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         if data.left > 0 {
             self.data = Some(data);
         }
-        Ok(Incoming::Data {
-            id,
-            bytes: bytes.freeze(),
-            last,
-        })
+        Ok(Incoming::Data { id, bytes: bytes.freeze(), last })
     }
 
     fn control(&mut self, kind: u16, last: bool, payload: &[u8]) -> io::Result<Incoming> {
-        let bad = || {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a SPDY control frame is malformed",
-            )
-        };
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "a SPDY control frame is malformed");
         let number = |at: usize| {
-            let bytes = payload
-                .get(at..at + 4)
-                .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-            bytes
-                .map(|bytes| u32::from_be_bytes(bytes) & 0x7fff_ffff)
-                .ok_or_else(bad)
+            let bytes = payload.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+            bytes.map(|bytes| u32::from_be_bytes(bytes) & 0x7fff_ffff).ok_or_else(bad)
         };
         Ok(match kind {
             SYN_STREAM => {
                 // Stream, associated stream, priority, credential slot, headers.
                 let block = payload.get(10..).ok_or_else(bad)?;
                 let headers = self.decompressor.headers(block).map_err(io::Error::other)?;
-                Incoming::Open {
-                    id: number(0)?,
-                    last,
-                    headers,
-                }
+                Incoming::Open { id: number(0)?, last, headers }
             }
             RST_STREAM => Incoming::Reset { id: number(0)? },
             PING => Incoming::Ping(number(0)?),
@@ -171,23 +130,13 @@ pub(super) fn go_away(newest: u32) -> Vec<u8> {
 
 /// The head of a data frame.
 pub(super) fn data_head(id: u32, length: usize, last: bool) -> Vec<u8> {
-    [
-        id.to_be_bytes(),
-        flags_and_length(if last { FLAG_FIN } else { 0 }, length),
-    ]
-    .concat()
+    [id.to_be_bytes(), flags_and_length(if last { FLAG_FIN } else { 0 }, length)].concat()
 }
 
 fn control(kind: u16, payload: &[&[u8]]) -> Vec<u8> {
     let payload = payload.concat();
     let version = (0x8000 | VERSION).to_be_bytes();
-    [
-        version.as_slice(),
-        &kind.to_be_bytes(),
-        &flags_and_length(0, payload.len()),
-        &payload,
-    ]
-    .concat()
+    [version.as_slice(), &kind.to_be_bytes(), &flags_and_length(0, payload.len()), &payload].concat()
 }
 
 /// Lengths here are at most those of a piece of output, far below 2^24.

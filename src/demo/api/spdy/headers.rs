@@ -27,9 +27,7 @@ impl Compressor {
     pub fn new() -> Self {
         let mut compress = Compress::new(Compression::best(), true);
         // A fresh stream takes a dictionary.
-        compress
-            .set_dictionary(&DICTIONARY)
-            .expect("a fresh zlib stream takes a dictionary");
+        compress.set_dictionary(&DICTIONARY).expect("a fresh zlib stream takes a dictionary");
         Self(compress)
     }
 
@@ -48,9 +46,7 @@ impl Compressor {
             let done = usize::try_from(self.0.total_in() - start).unwrap_or(plain.len());
             out.reserve(STEP);
             // Compressing into room that was just made does not fail.
-            let status = self
-                .0
-                .compress_vec(&plain[done..], &mut out, FlushCompress::Sync);
+            let status = self.0.compress_vec(&plain[done..], &mut out, FlushCompress::Sync);
             if !matches!(status, Ok(Status::Ok)) || out.len() < out.capacity() {
                 return out;
             }
@@ -71,10 +67,7 @@ impl Decompressor {
             let done = usize::try_from(self.0.total_in() - start).map_err(|_| BadHeaders)?;
             let before = plain.len();
             plain.reserve(STEP);
-            match self
-                .0
-                .decompress_vec(&compressed[done..], &mut plain, FlushDecompress::Sync)
-            {
+            match self.0.decompress_vec(&compressed[done..], &mut plain, FlushDecompress::Sync) {
                 Ok(Status::StreamEnd) => return Err(BadHeaders),
                 Ok(_) if plain.len() == before => break,
                 Ok(_) => {}
@@ -160,10 +153,7 @@ mod tests {
     fn recorded_blocks_of_kubectl_are_read_in_order() {
         let mut decompressor = Decompressor::new();
         let blocks = [
-            (
-                "78f9e3c6a7c26260606004a7b392a2d4c45c6851c29a0a0a6800000000ffff",
-                "error",
-            ),
+            ("78f9e3c6a7c26260606004a7b392a2d4c45c6851c29a0a0a6800000000ffff", "error"),
             ("c22ac5565c92925f5a02000000ffff", "stdout"),
             ("c229975a5404000000ffff", "stderr"),
         ];
@@ -186,10 +176,7 @@ mod tests {
 
     #[test]
     fn headers_survive_the_way() {
-        let headers = vec![
-            ("port".to_owned(), "80".to_owned()),
-            ("requestid".to_owned(), "x".repeat(9000)),
-        ];
+        let headers = vec![("port".to_owned(), "80".to_owned()), ("requestid".to_owned(), "x".repeat(9000))];
         let block = Compressor::new().block(&headers);
         assert_eq!(Decompressor::new().headers(&block).unwrap(), headers);
     }

@@ -75,17 +75,8 @@ impl Connection {
         let (opened, streams) = mpsc::channel(WAITING_IN);
         let reader = tokio::spawn(read(Reader::new(reader), opened, out.clone()));
         let writer = tokio::spawn(write(writer, outgoing));
-        let (reader, writer) = (
-            AbortOnDropHandle::new(reader),
-            AbortOnDropHandle::new(writer),
-        );
-        Self {
-            streams,
-            out,
-            reader,
-            writer,
-            newest: 0,
-        }
+        let (reader, writer) = (AbortOnDropHandle::new(reader), AbortOnDropHandle::new(writer));
+        Self { streams, out, reader, writer, newest: 0 }
     }
 
     /// The next stream the client opens; nothing when the connection has ended.
@@ -102,12 +93,7 @@ impl Connection {
 
     /// Says goodbye, and waits for the client to close, so that nothing sent last is lost to a reset.
     pub async fn close(mut self) {
-        let goodbye = [
-            Outgoing::GoAway {
-                newest: self.newest,
-            },
-            Outgoing::End,
-        ];
+        let goodbye = [Outgoing::GoAway { newest: self.newest }, Outgoing::End];
         for frame in goodbye {
             if self.out.send(frame).await.is_err() {
                 return;
@@ -128,49 +114,29 @@ impl Stream {
 
     /// A header the client sent with the stream.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// Writes to the stream.
     pub fn sender(&self) -> StreamSender {
-        StreamSender {
-            id: self.id,
-            out: self.out.clone(),
-        }
+        StreamSender { id: self.id, out: self.out.clone() }
     }
 }
 
 impl StreamSender {
     /// Sends data, waiting while the client is slow.
     pub async fn data(&self, bytes: impl Into<Bytes>) -> Result<(), Gone> {
-        self.send(Outgoing::Data {
-            id: self.id,
-            bytes: bytes.into(),
-            last: false,
-        })
-        .await
+        self.send(Outgoing::Data { id: self.id, bytes: bytes.into(), last: false }).await
     }
 
     /// Closes this side of the stream.
     pub async fn finish(&self) -> Result<(), Gone> {
-        self.send(Outgoing::Data {
-            id: self.id,
-            bytes: Bytes::new(),
-            last: true,
-        })
-        .await
+        self.send(Outgoing::Data { id: self.id, bytes: Bytes::new(), last: true }).await
     }
 
     /// Ends the stream both ways.
     pub async fn reset(&self) -> Result<(), Gone> {
-        self.send(Outgoing::Reset {
-            id: self.id,
-            status: CANCEL,
-        })
-        .await
+        self.send(Outgoing::Reset { id: self.id, status: CANCEL }).await
     }
 
     async fn send(&self, frame: Outgoing) -> Result<(), Gone> {
@@ -179,11 +145,8 @@ impl StreamSender {
 }
 
 /// Reads frames until the connection ends or breaks the protocol.
-async fn read<R>(
-    mut reader: Reader<ReadHalf<R>>,
-    opened: mpsc::Sender<Stream>,
-    out: mpsc::Sender<Outgoing>,
-) where
+async fn read<R>(mut reader: Reader<ReadHalf<R>>, opened: mpsc::Sender<Stream>, out: mpsc::Sender<Outgoing>)
+where
     R: AsyncRead + AsyncWrite,
 {
     let mut inputs: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
@@ -192,10 +155,7 @@ async fn read<R>(
             Incoming::Open { id, last, headers } => {
                 inputs.retain(|_, input| !input.is_closed());
                 if inputs.len() >= MAX_STREAMS || inputs.contains_key(&id) {
-                    Some(Outgoing::Reset {
-                        id,
-                        status: REFUSED_STREAM,
-                    })
+                    Some(Outgoing::Reset { id, status: REFUSED_STREAM })
                 } else {
                     let (sender, input) = mpsc::channel(WAITING_IN);
                     if !last {
@@ -206,14 +166,7 @@ async fn read<R>(
                         return;
                     }
                     // Nobody wants streams any more: the connection is closing.
-                    let _ = opened
-                        .send(Stream {
-                            id,
-                            headers,
-                            input,
-                            out: out.clone(),
-                        })
-                        .await;
+                    let _ = opened.send(Stream { id, headers, input, out: out.clone() }).await;
                     None
                 }
             }
@@ -244,10 +197,7 @@ async fn read<R>(
     }
 }
 
-async fn write<W: AsyncRead + AsyncWrite>(
-    mut writer: WriteHalf<W>,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-) {
+async fn write<W: AsyncRead + AsyncWrite>(mut writer: WriteHalf<W>, mut outgoing: mpsc::Receiver<Outgoing>) {
     let mut compressor = Compressor::new();
     while let Some(frame) = outgoing.recv().await {
         let (head, data) = match frame {
@@ -294,13 +244,8 @@ mod tests {
     #[tokio::test]
     async fn streams_are_opened_and_carry_data_both_ways() {
         let (connection, mut far, error, mut stdout) = opened().await;
-        assert_eq!(
-            (error.header("streamtype"), stdout.header("streamType")),
-            (Some("error"), Some("stdout"))
-        );
-        far.write_all(b"\0\0\0\x03\0\0\0\x02hi\0\0\0\x03\x01\0\0\0")
-            .await
-            .unwrap();
+        assert_eq!((error.header("streamtype"), stdout.header("streamType")), (Some("error"), Some("stdout")));
+        far.write_all(b"\0\0\0\x03\0\0\0\x02hi\0\0\0\x03\x01\0\0\0").await.unwrap();
         assert_eq!(stdout.input.recv().await.unwrap(), "hi");
         assert_eq!(stdout.input.recv().await, None);
         stdout.sender().data("ho").await.unwrap();
@@ -318,17 +263,10 @@ mod tests {
     #[tokio::test]
     async fn a_ping_is_answered() {
         let (_connection, mut far, _error, _stdout) = opened().await;
-        far.write_all(b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x01")
-            .await
-            .unwrap();
+        far.write_all(b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x01").await.unwrap();
         let mut answer = vec![0; 28 + 18 + 12 + 2];
         far.read_exact(&mut answer[..]).await.unwrap_or_default();
-        assert!(
-            answer
-                .windows(12)
-                .any(|w| w == b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x01"),
-            "{answer:x?}"
-        );
+        assert!(answer.windows(12).any(|w| w == b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x01"), "{answer:x?}");
     }
 
     #[tokio::test]
