@@ -5,8 +5,10 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod http;
 pub mod kubectl;
 pub mod process;
+pub mod terminal;
 pub mod tunnel;
 
 use std::time::{Duration, Instant};
