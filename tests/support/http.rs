@@ -115,7 +115,7 @@ impl Access {
 
     fn bearer(&self) -> Option<HeaderValue> {
         match &self.upstream.credentials {
-            Credentials::Token(token) => Some(format!("Bearer {}", token.expose()).try_into().unwrap()),
+            Credentials::Token(token) => Some(format!("Bearer {}", token.reveal()).try_into().unwrap()),
             _ => None,
         }
     }
