@@ -11,6 +11,8 @@ mod quic;
 mod relay;
 mod stream;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};

@@ -17,8 +17,10 @@ use tokio_rustls::TlsStream;
 
 use super::super::stream::{ConnectionEnd, PathStats};
 use super::control::{CONNECTION_STREAM, ControlStream, Heard};
+use super::pump::{Pump, PumpEnd};
 use super::socket::{Socket, SocketTraffic};
-use super::stream::{Pump, PumpEnd, StreamState, TcpRecvStream, TcpSendStream};
+use super::state::StreamState;
+use super::stream::{TcpRecvStream, TcpSendStream};
 use super::{MAX_INBOUND_DIALLING, MAX_INBOUND_LISTENING, TcpSettings, failed};
 use crate::wire::{ErrorCode, WireError};
 
@@ -263,6 +265,12 @@ impl Driver {
         for pump in &self.pumps {
             pump.state.lose(&over.end);
         }
+        // What has arrived is handed on all the same.
+        std::future::poll_fn(|context| {
+            while self.pumps.poll_next_unpin(context).map(|end| end.is_some()) == Poll::Ready(true) {}
+            Poll::Ready(())
+        })
+        .await;
         self.hang_up(over.last_word).await;
     }
 
@@ -380,7 +388,11 @@ impl Driver {
     fn poll_yamux(&mut self, context: &mut Context<'_>) -> Result<bool, Over> {
         match self.yamux.poll_next_inbound(context) {
             Poll::Ready(Some(Ok(stream))) => self.take_in(stream).map(|()| true),
-            Poll::Ready(Some(Err(yamux::ConnectionError::Closed)) | None) => Err(Over::hung_up()),
+            Poll::Ready(Some(Err(yamux::ConnectionError::Closed)) | None) => {
+                // The reason may have come just before the end.
+                while self.poll_control(context)? {}
+                Err(Over::hung_up())
+            }
             Poll::Ready(Some(Err(error))) => Err(Over::broken(&error)),
             Poll::Pending => Ok(false),
         }

@@ -1,12 +1,15 @@
 //! TCP: yamux on TLS, for networks that block UDP.
 //!
-//! [`connection`] has the one task that drives a connection, [`stream`] what makes a yamux stream mean what a QUIC stream
-//! means, [`socket`] the TLS socket below, and [`control`] the stream that concerns the connection itself.
+//! [`connection`] has the one task that drives a connection. A stream is two halves ([`stream`]) that meet a [`pump`] in
+//! a [`state`]: there a yamux stream comes to mean what a QUIC stream means. [`control`] is the stream that concerns the
+//! connection itself, [`socket`] the TLS socket below.
 
 mod connection;
 mod control;
+mod pump;
 mod receive_buffer;
 mod socket;
+mod state;
 mod stream;
 
 use std::io;

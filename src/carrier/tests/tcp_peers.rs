@@ -1,0 +1,1 @@
+//! Peers over TCP that misbehave.
