@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use super::authorize::AuthorizationMode;
-use crate::carrier::QuicSettings;
+use crate::carrier::{QuicSettings, TcpSettings};
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
@@ -18,7 +18,7 @@ pub struct StubConfig {
     /// The stub's name in logs and at its agents. Default `stub`.
     #[serde(default = "default_name")]
     pub name: String,
-    /// Where to listen: TCP for users, UDP for agents.
+    /// Where to listen: TCP for users, UDP for agents, and TCP for agents whose network blocks UDP.
     pub listen: SocketAddr,
     /// What users and agents dial (`host:port`), for kubeconfig files and join instructions.
     pub public_address: String,
@@ -95,13 +95,18 @@ impl AgentsConfig {
             ..QuicSettings::default()
         }
     }
+
+    /// The same for connections over TCP.
+    pub fn tcp(&self) -> TcpSettings {
+        TcpSettings::from(&self.quic())
+    }
 }
 
 /// The `[limits]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Connections of clients at once. Default 20,000.
+    /// Connections of clients at once, and of agents over TCP. Default 20,000.
     pub client_connections: u32,
     /// Requests at once on one HTTP/2 connection, watches among them. Default 10,000.
     pub requests_per_connection: u32,

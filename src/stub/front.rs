@@ -1,4 +1,4 @@
-//! Where clients come in: HTTPS with HTTP/1.1 and HTTP/2 on one TCP port.
+//! Where clients come in: HTTPS with HTTP/1.1 and HTTP/2 on one TCP port, which agents that cannot use UDP share.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,21 +11,24 @@ use bytes::{Buf, Bytes};
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::request;
 use super::shared::Shared;
+use super::tunnel;
 use crate::carrier::Disconnect;
 use crate::pki::Validity;
 use crate::pki::{CertificateError, user_identity};
-use crate::wire::Identity;
 use crate::wire::limits::MAX_HEAD_LENGTH;
+use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP, Identity};
 
 /// What is known of the connection that requests come over.
 #[derive(Debug)]
@@ -47,11 +50,21 @@ pub struct ClientCertificate {
     pub validity: Validity,
 }
 
-/// The socket of a client.
+/// The socket of a client or an agent.
 type Socket = TlsStream<TcpStream>;
 
-/// Accepts clients until `shutdown`, then lets their requests end.
-pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor, shutdown: CancellationToken) {
+/// The two TLS configurations of the TCP port. Which one a connection gets, and so which authority vouches for the peer,
+/// follows from the application protocols that it offers.
+#[derive(Debug, Clone)]
+pub struct PortTls {
+    /// For clients: the users' authority.
+    pub clients: Arc<ServerConfig>,
+    /// For agents: the agents' authority.
+    pub agents: Arc<ServerConfig>,
+}
+
+/// Accepts clients and agents until `shutdown`, then lets the clients' requests end.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutdown: CancellationToken) {
     let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
     while let Some(Ok(place)) = shutdown.run_until_cancelled(places.clone().acquire_owned()).await {
         let accepted = match shutdown.run_until_cancelled(listener.accept()).await {
@@ -62,10 +75,22 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor, s
             Ok((socket, address)) => {
                 let (shared, tls, shutdown) = (shared.clone(), tls.clone(), shutdown.clone());
                 shared.clone().tasks.spawn(async move {
-                    if let Err(error) = serve_connection(shared, socket, address, tls, shutdown).await {
-                        tracing::debug!(%address, "a client's connection ended: {error}");
+                    match handshake(&shared, socket, &tls).await {
+                        Ok(Accepted::Client(socket)) => {
+                            if let Err(error) = serve_client(shared, socket, address, shutdown).await {
+                                tracing::debug!(%address, "a client's connection ended: {error}");
+                            }
+                            drop(place);
+                        }
+                        Ok(Accepted::Agent(socket)) => {
+                            // A stop waits for requests, not for agents: they stay to serve them.
+                            tokio::spawn(async move {
+                                tunnel::serve_over_tcp(&shared, socket, address, shutdown).await;
+                                drop(place);
+                            });
+                        }
+                        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -77,7 +102,7 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor, s
     }
 }
 
-/// Why a client's connection ended otherwise than by itself.
+/// Why a connection ended otherwise than by itself.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
     #[error("the TLS handshake did not end in time")]
@@ -90,18 +115,37 @@ enum ConnectionError {
     Http(#[from] hyper::Error),
 }
 
-async fn serve_connection(
-    shared: Arc<Shared>,
-    socket: TcpStream,
-    address: SocketAddr,
-    tls: TlsAcceptor,
-    shutdown: CancellationToken,
-) -> Result<(), ConnectionError> {
+/// A connection whose TLS handshake is complete.
+enum Accepted {
+    Client(Socket),
+    Agent(Socket),
+}
+
+async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<Accepted, ConnectionError> {
     // Answers go out as they come; waiting for more to send along would delay every watch event.
     socket.set_nodelay(true)?;
-    let socket = timeout(shared.config.limits.handshake(), tls.accept(socket))
-        .await
-        .map_err(|_elapsed| ConnectionError::HandshakeTimeout)??;
+    let accepting = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+        if offers_tunnel(&start.client_hello()) {
+            start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
+        } else {
+            start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
+        }
+    };
+    let accepted = timeout(shared.config.limits.handshake(), accepting).await;
+    Ok(accepted.map_err(|_elapsed| ConnectionError::HandshakeTimeout)??)
+}
+
+fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
+    hello.alpn().is_some_and(|mut names| names.any(|name| [ALPN_TUNNEL_TCP, ALPN_ENROLLMENT_TCP].contains(&name)))
+}
+
+async fn serve_client(
+    shared: Arc<Shared>,
+    socket: Socket,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+) -> Result<(), ConnectionError> {
     let connection = Arc::new(ClientConnection::of(&socket, address)?);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();

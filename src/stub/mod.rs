@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::{TcpListener, UnixListener};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,9 +36,10 @@ use crate::carrier::QuicListener;
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
-use crate::pki::{TlsError, front_server_config, tunnel_server_config};
+use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
 use authenticate::Authenticator;
 use dispatch::Patience;
+use front::PortTls;
 use registry::Registry;
 use shared::Shared;
 
@@ -50,7 +50,7 @@ pub struct Stub {
     front: TcpListener,
     tunnel: QuicListener,
     admin: UnixListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: PortTls,
 }
 
 /// Why a stub cannot start.
@@ -104,7 +104,10 @@ impl Stub {
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
         let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
-        let tls = Arc::new(front_server_config(keys.server(), user_authority)?);
+        let tls = PortTls {
+            clients: Arc::new(front_server_config(keys.server(), user_authority)?),
+            agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
+        };
         let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
         let (front, tunnel) = bind_both(config.listen, tunnel_tls, &config).await?;
         let path = config.admin_socket();
@@ -130,9 +133,8 @@ impl Stub {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { shared, front, tunnel, admin, tls } = self;
         let socket = shared.config.admin_socket();
-        let acceptor = TlsAcceptor::from(tls);
         tokio::join!(
-            front::run(shared.clone(), front, acceptor, shutdown.clone()),
+            front::run(shared.clone(), front, tls, shutdown.clone()),
             tunnel::run(shared.clone(), tunnel, shutdown.clone()),
             admin::run(shared.clone(), admin, shutdown.clone()),
             shutdown.run_until_cancelled(renew_server_certificate(shared.keys.clone())),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::carrier::Connection;
 use crate::pki::AgentIdentity;
-use crate::wire::{ClusterId, ErrorCode, Hello, Report};
+use crate::wire::{Carrier, ClusterId, ErrorCode, Hello, Report};
 
 /// The agents that are connected now.
 #[derive(Debug, Default)]
@@ -59,19 +59,38 @@ pub enum Fitness {
     Suspect,
 }
 
+/// What a new connection means for an older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Succession {
+    /// Nothing: they are two agents.
+    None,
+    /// The agent's process has moved from TCP to QUIC: requests that are open end where they are.
+    Moved,
+    /// The older one is dead, or somebody has copied the agent's key; either way two would not be one agent. An agent that
+    /// falls back from QUIC to TCP has given up the older one too.
+    Superseded,
+}
+
 impl Registry {
-    /// Adds an agent. A connection that the same agent had before is closed: it is a dead one, or somebody has copied the
-    /// agent's key, and either way two would not be one agent.
+    /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
     pub fn add(&self, link: Arc<AgentLink>) {
-        let superseded = {
-            let mut clusters = self.lock();
-            let links = clusters.entry(link.identity.cluster.clone()).or_default();
-            let old = links.iter().position(|other| other.identity.agent == link.identity.agent);
-            let superseded = old.map(|index| links.swap_remove(index));
-            links.push(link);
-            superseded
-        };
-        if let Some(old) = superseded {
+        let mut superseded = Vec::new();
+        let mut clusters = self.lock();
+        let links = clusters.entry(link.identity.cluster.clone()).or_default();
+        links.retain(|other| match link.succeeds(other) {
+            Succession::None => true,
+            Succession::Moved => {
+                other.drain();
+                true
+            }
+            Succession::Superseded => {
+                superseded.push(other.clone());
+                false
+            }
+        });
+        links.push(link);
+        drop(clusters);
+        for old in superseded {
             old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
         }
     }
@@ -160,6 +179,18 @@ impl AgentLink {
             Some(Fitness::UpstreamDown)
         } else {
             Some(Fitness::Healthy)
+        }
+    }
+
+    /// What becomes of `older` when this connection comes.
+    fn succeeds(&self, older: &Self) -> Succession {
+        let carriers = (older.connection.carrier(), self.connection.carrier());
+        if older.identity.agent != self.identity.agent {
+            Succession::None
+        } else if older.hello.instance == self.hello.instance && carriers == (Carrier::Tcp, Carrier::Quic) {
+            Succession::Moved
+        } else {
+            Succession::Superseded
         }
     }
 

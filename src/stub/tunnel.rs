@@ -1,9 +1,12 @@
-//! Where agents come in: QUIC connections, what is said on their control streams, and what becomes of them.
+//! Where agents come in: connections over either carrier, what is said on their control streams, and what becomes of them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
@@ -11,10 +14,12 @@ use super::registry::AgentLink;
 use super::shared::Shared;
 use crate::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, QuicListener, ReceiveError, SendError,
+    accepted_over_tcp,
 };
 use crate::pki::{AgentIdentity, Validity};
 use crate::wire::{
-    ALPN_ENROLLMENT, ALPN_TUNNEL, Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Welcome,
+    ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Certificate, Drain, ErrorCode, Frame,
+    FrameReader, Hello, Refused, Renew, Welcome,
 };
 
 /// Accepts agents until `shutdown`, then tells them to go elsewhere.
@@ -32,13 +37,32 @@ pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: Cancella
     if timeout(shared.config.limits.shutdown(), shared.tasks.wait()).await.is_err() {
         tracing::warn!("some requests did not end in time and are cut off");
     }
-    listener.close("the stub is shutting down", Duration::from_secs(1)).await;
+    const REASON: &str = "the stub is shutting down";
+    // The listener knows the connections over QUIC alone.
+    shared.registry.all().iter().for_each(|link| link.connection.close(ErrorCode::NoError, REASON));
+    listener.close(REASON, Duration::from_secs(1)).await;
+}
+
+/// Serves a connection of the TCP port that speaks for an agent, to its end.
+pub async fn serve_over_tcp(
+    shared: &Shared,
+    socket: TlsStream<TcpStream>,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+) {
+    let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
+        Ok(connection) => established(shared, connection, shutdown).await,
+        Err(end) => Err(end.into()),
+    };
+    if let Err(error) = result {
+        tracing::warn!(%address, "refused a connection to the tunnel: {error}");
+    }
 }
 
 /// Why a connection did not become an agent's.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("the QUIC handshake failed: {0}")]
+    #[error("the connection failed: {0}")]
     Handshake(#[from] ConnectionEnd),
     #[error("the peer was silent for too long")]
     Silent,
@@ -75,14 +99,20 @@ impl Refusal {
     }
 }
 
-/// One connection, from its handshake to its end.
+/// One connection over QUIC, from its handshake to its end.
 async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: CancellationToken) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
-    let enrolls = connection.protocol().as_deref() == Some(ALPN_ENROLLMENT);
+    established(shared, connection, shutdown).await
+}
+
+/// What follows the handshake, whatever carries the connection.
+async fn established(shared: &Shared, connection: Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
     let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL) => serve_agent(shared, &connection, shutdown).await,
-        _ if enrolls => enroll(shared, &connection, patience).await,
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, shutdown).await,
+        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => {
+            enroll(shared, &connection, shared.config.limits.handshake()).await
+        }
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
@@ -163,6 +193,7 @@ fn log_connected(link: &AgentLink) {
         cluster = %link.identity.cluster,
         agent = %link.identity.agent,
         address = %link.connection.remote_address(),
+        carrier = %link.connection.carrier(),
         software,
         "agent connected"
     );
