@@ -213,6 +213,7 @@ async fn kubectl_applies_patches_and_deletes() {
         assert_eq!(value, "2xb");
         let conflict = kubectl.fails(&["create", "cm", "cap", "-n", "demo"]).await;
         assert!(conflict.contains("configmaps \"cap\" already exists"), "{conflict}");
+        kubectl.ok(&["delete", "cm", "cap", "-n", "demo", "--dry-run=server"]).await;
         assert_eq!(kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await, "configmap \"cap\" deleted\n");
         let server_side = kubectl.ok(&["apply", "--server-side", "-f", &file]).await;
         assert_eq!(server_side, "configmap/cap serverside-applied\n");
@@ -566,4 +567,56 @@ async fn until(holds: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(DEADLINE, waiting).await.expect("it comes to hold in time");
+}
+
+async fn websocket(server: &Server, path: &str, protocol: &str) -> tokio_tungstenite::WebSocketStream<TcpStream> {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let mut request = format!("ws://{}{path}", server.address).into_client_request().unwrap();
+    if !protocol.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+    }
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    tokio_tungstenite::client_async(request, stream).await.unwrap().0
+}
+
+#[tokio::test]
+async fn watches_logs_and_old_exec_protocols_run_over_websocket() {
+    use futures_util::StreamExt;
+
+    let server = Server::start().await;
+    let mut watch = websocket(&server, "/api/v1/namespaces/demo/configmaps?watch=true", "").await;
+    let event = watch.next().await.unwrap().unwrap().into_text().unwrap();
+    assert!(event.contains(r#""type":"ADDED""#) && event.ends_with('\n'), "{event}");
+
+    let path = "/api/v1/namespaces/demo/pods/web/log?container=fast&follow=true&tailLines=1";
+    let mut log = websocket(&server, path, "binary.k8s.io").await;
+    for _ in 0..3 {
+        let line = log.next().await.unwrap().unwrap();
+        assert!(line.is_binary() && line.into_data().starts_with(b"tick "));
+    }
+    drop((watch, log));
+    until(|| server.api.stats().open_upgrades == 0).await;
+
+    let exec = "/api/v1/namespaces/demo/pods/web/exec?container=web&command=sh&command=-c&command=echo+out%3B+exit+7&stdout=true&stderr=true";
+    let messages = |protocol: &'static str| {
+        let server = &server;
+        async move {
+            let mut socket = websocket(server, exec, protocol).await;
+            let mut messages = Vec::new();
+            while let Some(Ok(message)) = socket.next().await {
+                messages.push(message);
+            }
+            messages
+        }
+    };
+    let old = messages("base64.channel.k8s.io").await;
+    let texts: Vec<_> = old.iter().filter(|m| m.is_text()).map(|m| m.to_text().unwrap().to_owned()).collect();
+    assert_eq!(texts[..2], ["1", "1b3V0Cg=="]);
+    assert!(texts[2].starts_with("3Y29tbWFuZCB0ZXJtaW5hdGVk"), "{texts:?}");
+    let new = messages("v5.channel.k8s.io").await;
+    assert_eq!(new[1].clone().into_data(), b"\x01out\n".as_slice());
+    let status = br#"{"metadata":{},"status":"Failure","message":"command terminated with non-zero exit code: command terminated with exit code 7","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
+    assert_eq!(new[2].clone().into_data(), [b"\x03".as_slice(), status].concat());
+    assert!(new[3].is_close());
 }

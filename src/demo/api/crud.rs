@@ -125,7 +125,9 @@ impl Call<'_> {
 
     fn delete(&self) -> Result<Response, ApiError> {
         let options = self.payload.decode_optional()?;
-        let (key, commit) = (self.key(), commit(self.query)?);
+        let in_body = options["dryRun"].as_array().is_some_and(|stages| stages.iter().any(|stage| stage == "All"));
+        let commit = if in_body { Commit::DryRun } else { commit(self.query)? };
+        let key = self.key();
         let removed = self.api.store.remove(self.resource, &key, commit, |object| {
             check_preconditions(self.resource, object, &options["preconditions"])
         })?;
