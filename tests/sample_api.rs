@@ -25,6 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Server {
     address: SocketAddr,
     url: String,
+    certificate: Option<rustls::pki_types::CertificateDer<'static>>,
     api: SampleApi,
     _shutdown: DropGuard,
 }
@@ -45,9 +46,11 @@ impl Server {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config =
             rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = config.with_no_client_auth().with_single_cert(vec![certified.cert.into()], key).unwrap();
+        let mut config =
+            config.with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Self::with_tls(api, Some(Arc::new(config))).await
+        let server = Self::with_tls(api, Some(Arc::new(config))).await;
+        Self { certificate: Some(certified.cert.der().clone()), ..server }
     }
 
     async fn with_tls(api: SampleApi, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
@@ -56,7 +59,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let scheme = if tls.is_some() { "https" } else { "http" };
         tokio::spawn(api.clone().serve(listener, tls, shutdown.clone()));
-        Self { address, url: format!("{scheme}://{address}"), api, _shutdown: shutdown.drop_guard() }
+        Self { address, url: format!("{scheme}://{address}"), certificate: None, api, _shutdown: shutdown.drop_guard() }
     }
 
     /// One HTTP/1.1 exchange on a connection of its own; the whole answer.
@@ -619,4 +622,33 @@ async fn watches_logs_and_old_exec_protocols_run_over_websocket() {
     let status = br#"{"metadata":{},"status":"Failure","message":"command terminated with non-zero exit code: command terminated with exit code 7","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
     assert_eq!(new[2].clone().into_data(), [b"\x03".as_slice(), status].concat());
     assert!(new[3].is_close());
+}
+
+#[tokio::test]
+async fn an_upload_that_is_too_large_is_told_so_over_http2() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let server = Server::secure(SampleApi::builder().build()).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(server.certificate.clone().unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = server.address.ip().into();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    for size in [4_000_000, 40_000_000] {
+        let request = http::Request::post(format!("{}/api/v1/namespaces/demo/configmaps", server.url))
+            .body(Full::new(bytes::Bytes::from(vec![b' '; size])))
+            .unwrap();
+        let answer = tokio::time::timeout(DEADLINE, client.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 413);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(text(&body).contains("RequestEntityTooLarge"), "{}", text(&body));
+    }
 }
