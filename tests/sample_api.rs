@@ -652,3 +652,36 @@ async fn an_upload_that_is_too_large_is_told_so_over_http2() {
         assert!(text(&body).contains("RequestEntityTooLarge"), "{}", text(&body));
     }
 }
+
+#[tokio::test]
+async fn odd_bodies_are_bad_requests_and_break_nothing() {
+    let server = Server::start().await;
+    let collection = "/api/v1/namespaces/demo/secrets";
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let object = "/api/v1/namespaces/demo/configmaps/settings";
+    let scale = "/apis/apps/v1/namespaces/demo/deployments/web/scale";
+    let odd =
+        ["[]", "\"x\"", "1", "null", "{", r#"{"metadata":"x"}"#, r#"{"spec":"x"}"#, r#"{"metadata":{"labels":[]}}"#];
+    let root = r#"[{"op":"replace","path":"","value":[1]}]"#;
+    let apply = "application/apply-patch+yaml";
+    let mut requests: Vec<(&str, String, &str, &str)> =
+        vec![("PATCH", object.to_owned(), "application/json-patch+json", root)];
+    for body in odd {
+        requests.push(("POST", collection.to_owned(), "application/json", body));
+        requests.push(("POST", review.to_owned(), "application/json", body));
+        requests.push(("PUT", object.to_owned(), "application/json", body));
+        requests.push(("PUT", scale.to_owned(), "application/json", body));
+        requests.push(("PATCH", format!("{object}?fieldManager=t"), apply, body));
+        if body != "{" {
+            requests.push(("PATCH", scale.to_owned(), "application/strategic-merge-patch+json", body));
+            requests.push(("PATCH", object.to_owned(), "application/merge-patch+json", body));
+        }
+    }
+    for (method, path, media_type, body) in requests {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Type: {media_type}");
+        let answer = server.exchange(&format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
+        assert!(answer.starts_with("HTTP/1.1 "), "{method} {path} {body}: {answer}");
+        assert!(!answer.starts_with("HTTP/1.1 5"), "{method} {path} {body}: {answer}");
+    }
+    assert!(server.get(object, "").await.contains("greeting"));
+}

@@ -102,6 +102,7 @@ impl Call<'_> {
             ));
         }
         let mut applied = self.take_object()?;
+        objects::check_shape(self.resource, &applied)?;
         let name = self.key().name;
         objects::metadata_mut(&mut applied).insert("name".to_owned(), name.into());
         let force = self.query.flag("force");
@@ -167,6 +168,7 @@ impl Call<'_> {
     }
 
     fn finish_change(&self, before: &Value, mut after: Value) -> Result<Value, ApiError> {
+        objects::check_shape(self.resource, &after)?;
         check_revision(self.resource, before, &after)?;
         let status_only = self.target.subresource.as_deref() == Some("status");
         let mut result = match self.target.subresource.as_deref() {

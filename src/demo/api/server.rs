@@ -282,7 +282,9 @@ async fn answer_resource(
         if verb != "create" {
             return Err(ApiError::method_not_allowed());
         }
-        return reviews::answer(resource, payload.decode()?, user, &api.authorizer);
+        let review = payload.decode()?;
+        objects::check_shape(resource, &review)?;
+        return reviews::answer(resource, review, user, &api.authorizer);
     }
     Call { api, resource, target, query, headers: request.headers(), payload }.answer(verb)
 }
