@@ -8,6 +8,7 @@
 pub mod http;
 pub mod kubectl;
 pub mod process;
+pub mod proxy;
 pub mod terminal;
 pub mod tunnel;
 
