@@ -95,6 +95,11 @@ impl SampleCluster {
         }
     }
 
+    /// The token of an administrator of the cluster itself.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
     /// Writes `ca.pem`, `agent-token` and an administrator's `kubeconfig.yaml` into `directory`.
     pub fn write(&self, directory: &Path) -> Result<(), FileError> {
         private_file::create_directory(directory)?;
