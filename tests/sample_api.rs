@@ -1,7 +1,7 @@
 //! Real clients against the sample API: kubectl over WebSocket, kubectl 1.20 over SPDY, and plain HTTP.
 //!
 //! kubectl is found by `QTUNNEL_KUBECTL` or on the `PATH`; kubectl 1.20 by `QTUNNEL_KUBECTL_SPDY` or in
-//! `target/kubectl-1.20`. A test whose kubectl is missing says so and passes.
+//! `target/kubectl-spdy`. A test whose kubectl is missing says so and passes.
 
 use std::{
     net::SocketAddr,
@@ -97,7 +97,7 @@ impl Kubectl {
 
     /// Version 1.20: it streams over SPDY, and reads plain discovery and OpenAPI version 2.
     fn spdy(server: &Server) -> Option<Self> {
-        let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/kubectl-1.20/usr/bin/kubectl");
+        let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/kubectl-spdy/usr/bin/kubectl");
         let program = std::env::var_os("QTUNNEL_KUBECTL_SPDY").map(PathBuf::from);
         Self::of(server, program.or(Some(built)).filter(|program| program.is_file()), "kubectl 1.20")
     }
