@@ -48,7 +48,7 @@ pub(super) async fn exec(container: Arc<Container>, command: &[String], mut io: 
 }
 
 /// Joins the process a container runs already.
-pub(super) async fn attach(container: &Container, mut io: Io<'_>) -> Exit {
+pub(super) async fn attach(container: &Container, io: Io<'_>) -> Exit {
     match container.process {
         MainProcess::Cat => {
             while let Some(piece) = io.stdin.piece().await {
