@@ -25,7 +25,8 @@ type CommandResult = anyhow::Result<ExitCode>;
 /// Exit codes: 0 for success, 1 for an error, 2 for wrong usage; `demo -- CMD` has CMD's.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match logging::start(&cli.log, cli.log_format).and_then(|()| dispatch(cli.command)) {
+    let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
+    match logging::start(log, cli.log_format).and_then(|()| dispatch(cli.command)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
