@@ -25,8 +25,9 @@ use crate::wire::{AuthMode, ClusterId};
 pub struct DemoTunnel {
     directory: ScratchDirectory,
     address: SocketAddr,
+    agent_shutdown: CancellationToken,
     shutdown: CancellationToken,
-    /// What runs until `shutdown`, each with its name.
+    /// What runs until it is shut down, each with its name.
     parts: JoinSet<(&'static str, Result<(), DemoError>)>,
 }
 
@@ -127,8 +128,8 @@ impl DemoTunnel {
         config.state_dir.clone_from(&stub_directory);
         let stub = Stub::bind(config).await.map_err(|error| at_port(error, port))?;
         let address = stub.local_address()?;
-        let shutdown = CancellationToken::new();
-        let mut demo = Self { directory, address, shutdown, parts: JoinSet::new() };
+        let (agent_shutdown, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let mut demo = Self { directory, address, agent_shutdown, shutdown, parts: JoinSet::new() };
         private_file::write(&demo.stub_settings(), settings(address.port()).as_bytes())?;
         private_file::write(&demo.kubeconfig(), kubeconfig(&keys, address, cluster)?.as_bytes())?;
 
@@ -137,7 +138,7 @@ impl DemoTunnel {
             DemoCluster::Real { upstream, .. } => upstream.as_ref().clone(),
         };
         let agent = Agent::new(agent_config(address, token, demo.directory.path().join("agent"), upstream)?)?;
-        let shutdown = demo.shutdown.clone();
+        let shutdown = demo.agent_shutdown.clone();
         demo.parts.spawn(async move { ("agent", agent.run(shutdown).await.map_err(DemoError::from)) });
         let shutdown = demo.shutdown.clone();
         demo.parts.spawn(async move { ("stub", Ok(stub.run(shutdown).await)) });
@@ -171,8 +172,13 @@ impl DemoTunnel {
 
     /// Ends everything within five seconds and removes the directory.
     pub async fn stop(mut self) {
-        self.shutdown.cancel();
-        let ended = async { while self.parts.join_next().await.is_some() {} };
+        let ended = async {
+            // First the agent, which would otherwise try to reach a stub that is gone.
+            self.agent_shutdown.cancel();
+            self.parts.join_next().await;
+            self.shutdown.cancel();
+            while self.parts.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
             tracing::warn!("not everything stopped within {} s", STOP_TIMEOUT.as_secs());
         }
