@@ -215,9 +215,7 @@ async fn kubectl_applies_patches_and_deletes() {
 async fn kubectl_exec_carries_input_output_and_exit_codes() {
     let server = Server::start().await;
     for kubectl in kubectls(&server) {
-        let exec = |rest: &[&'static str]| {
-            [&["exec", "-n", "demo", "web", "-c", "web"], rest].concat()
-        };
+        let exec = |rest: &[&'static str]| [&["exec", "-n", "demo", "web", "-c", "web"], rest].concat();
         assert_eq!(kubectl.ok(&exec(&["--", "echo", "hi"])).await, "hi\n");
         let output = kubectl.run(&exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"])).await;
         assert_eq!((text(&output.stdout), output.status.code()), ("out\n".to_owned(), Some(7)));
@@ -263,7 +261,8 @@ async fn kubectl_attaches_and_reads_logs() {
         assert!(text(&output.stdout).ends_with("hello attach\n"), "{output:?}");
         let tail = kubectl.ok(&["logs", "-n", "demo", "web", "-c", "fast", "--tail=3"]).await;
         assert_eq!(tail.lines().filter(|line| line.starts_with("tick ")).count(), 3);
-        let mut follow = kubectl.command(&["logs", "-n", "demo", "web", "-c", "fast", "-f", "--tail=1"]).spawn().unwrap();
+        let mut follow =
+            kubectl.command(&["logs", "-n", "demo", "web", "-c", "fast", "-f", "--tail=1"]).spawn().unwrap();
         let mut stdout = follow.stdout.take().unwrap();
         let mut arrived = String::new();
         while arrived.lines().count() < 20 {
@@ -339,7 +338,8 @@ async fn kubectl_forwards_many_connections_at_once() {
 async fn kubectl_watches_what_changes() {
     let server = Server::start().await;
     for kubectl in kubectls(&server) {
-        let watch = kubectl.command(&["get", "cm", "-n", "demo", "-w", "-l", "set=watch", "-o", "name"]).spawn().unwrap();
+        let watch =
+            kubectl.command(&["get", "cm", "-n", "demo", "-w", "-l", "set=watch", "-o", "name"]).spawn().unwrap();
         let mut watch = watch;
         let mut stdout = watch.stdout.take().unwrap();
         let file = kubectl.file("w.yaml", &CONFIG_MAP.replace("name: cap", "name: w1, labels: {set: watch}"));
@@ -375,8 +375,16 @@ async fn a_watch_ends_in_time_and_says_when_it_starts_too_early() {
 }
 
 fn guarded() -> SampleApi {
-    let pods = Rule::for_user("alice").verbs(&["get", "list"]).resources(&["pods", "pods/log", "pods/exec"]).namespaces(&["demo"]);
-    SampleApi::builder().token("agent-token", "agent", &[]).token("alice-token", "alice", &["devs"]).impersonator("agent").rule(pods).build()
+    let pods = Rule::for_user("alice")
+        .verbs(&["get", "list"])
+        .resources(&["pods", "pods/log", "pods/exec"])
+        .namespaces(&["demo"]);
+    SampleApi::builder()
+        .token("agent-token", "agent", &[])
+        .token("alice-token", "alice", &["devs"])
+        .impersonator("agent")
+        .rule(pods)
+        .build()
 }
 
 #[tokio::test]
@@ -386,7 +394,10 @@ async fn tokens_rules_and_impersonation_are_enforced() {
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
     assert!(server.get(pods, &bearer("wrong")).await.starts_with("HTTP/1.1 401"));
     let anonymous = server.get(pods, "").await;
-    assert!(anonymous.starts_with("HTTP/1.1 403") && anonymous.contains(r#"User \"system:anonymous\" cannot list resource"#));
+    assert!(
+        anonymous.starts_with("HTTP/1.1 403")
+            && anonymous.contains(r#"User \"system:anonymous\" cannot list resource"#)
+    );
     assert!(server.get(pods, &bearer("alice-token")).await.starts_with("HTTP/1.1 200"));
     let refused = server.get("/api/v1/namespaces/kube-system/secrets", &bearer("alice-token")).await;
     let message = r#""message":"secrets is forbidden: User \"alice\" cannot list resource \"secrets\" in API group \"\" in the namespace \"kube-system\"","reason":"Forbidden","details":{"kind":"secrets"},"code":403}"#;
@@ -408,7 +419,9 @@ async fn kubectl_auth_asks_who_and_what() {
     let server = Server::of(guarded()).await;
     for mut kubectl in kubectls(&server) {
         let server_url = kubectl.server.clone();
-        let config = format!("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"{server_url}\"}}}}]\nusers: [{{name: u, user: {{token: alice-token}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n");
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"{server_url}\"}}}}]\nusers: [{{name: u, user: {{token: alice-token}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+        );
         let config = kubectl.file("config", &config);
         kubectl.server = server_url;
         let with = |rest: &[&'static str]| -> Vec<String> {
@@ -440,7 +453,9 @@ async fn sample_endpoints_serve_benchmarks() {
     assert!(headers.contains(r#""x-tried":["One","Two"]"#) && headers.contains("/sample/headers?a=%2f"), "{headers}");
     let audit = server.get("/version", "Audit-ID: given-by-the-client\r\n").await;
     assert!(audit.contains("audit-id: given-by-the-client"), "{audit}");
-    let echo = server.exchange("POST /sample/echo HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await;
+    let echo = server
+        .exchange("POST /sample/echo HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+        .await;
     assert!(echo.ends_with("hello"));
     let stats = server.api.stats();
     assert_eq!(stats.requests, 6);

@@ -62,7 +62,7 @@ async fn run_command(
 /// Checks the tunnel, says what to try, and stays. Ends only where something is wrong.
 async fn show(tunnel: &mut DemoTunnel, cluster: &DemoCluster, began: Instant) -> CommandResult {
     let mut report = Report::new(io::stdout(), style());
-    report.line(&format!("Stub, agent and {} in this process:", name_of(cluster)));
+    report.line(&heading(cluster));
     report.running("tunnel");
     let reached = reach(tunnel).await.inspect_err(|_| report.abandoned())?;
     let detail = format!("agent joined over QUIC at {}; API server {}", tunnel.address(), reached.version());
@@ -77,13 +77,10 @@ async fn show(tunnel: &mut DemoTunnel, cluster: &DemoCluster, began: Instant) ->
     bail!(tunnel.failed().await)
 }
 
-/// Waits until the cluster answers, or a part of the tunnel has given up.
+/// Waits until the cluster answers through the tunnel.
 async fn reach(tunnel: &mut DemoTunnel) -> anyhow::Result<Reached> {
-    let kubeconfig = tunnel.kubeconfig();
-    tokio::select! {
-        reached = checks::reach(&kubeconfig) => Ok(reached?),
-        error = tunnel.failed() => Err(error.into()),
-    }
+    tunnel.connected().await?;
+    Ok(checks::reach(&tunnel.kubeconfig()).await?)
 }
 
 /// Colours only where somebody sees them and has not declined (<https://no-color.org>).
@@ -94,10 +91,12 @@ fn style() -> Style {
     }
 }
 
-fn name_of(cluster: &DemoCluster) -> &'static str {
+fn heading(cluster: &DemoCluster) -> String {
     match cluster {
-        DemoCluster::Sample => "a sample cluster",
-        DemoCluster::Real { .. } => "a real cluster behind them",
+        DemoCluster::Sample => "Stub, agent and a sample cluster in this process:".to_owned(),
+        DemoCluster::Real { upstream, user, .. } => {
+            format!("Stub and agent in this process, in front of {}, for user {user:?}:", upstream.server)
+        }
     }
 }
 
@@ -107,7 +106,8 @@ fn explain_rights(report: &mut Report<impl Write>, cluster: &DemoCluster, tally:
     if tally.forbidden == 0 {
         return;
     }
-    report.line(&format!("\nIn the cluster you are {user:?}, who may not do everything. To let that user look around:"));
+    report
+        .line(&format!("\nIn the cluster you are {user:?}, who may not do everything. To let that user look around:"));
     report.line(&format!("  kubectl create clusterrolebinding qtunnel-demo --clusterrole=view --user={user:?}"));
     report.line("with your own kubeconfig, or be someone else with --as-user NAME --as-group GROUP.");
 }
@@ -121,7 +121,7 @@ fn suggest(report: &mut Report<impl Write>, tunnel: &DemoTunnel, cluster: &DemoC
             "kubectl logs -f web",
             "kubectl exec -it web -- sh",
             "kubectl port-forward web 8080:80     # and open http://localhost:8080/",
-            "kubectl cp web:/etc/hostname hostname",
+            "kubectl cp web:/www/index.html index.html",
         ],
         DemoCluster::Real { .. } => &["kubectl auth whoami", "kubectl get pods --all-namespaces", "k9s"],
     };

@@ -2,20 +2,22 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{SampleCluster, SampleClusterError, USERS};
 use super::scratch::ScratchDirectory;
-use crate::agent::{Agent, AddressError, AgentConfig, AgentError};
+use crate::agent::{AddressError, Agent, AgentConfig, AgentError};
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
 use crate::pki::{AuthorityError, FileError, HostName, JoinToken, StoreError, StubKeys, StubKeysError, private_file};
+use crate::stub::admin::{self, StatusError};
 use crate::stub::{KnownClusters, StartError, Stub, StubConfig};
 use crate::wire::{AuthMode, ClusterId};
 
@@ -25,6 +27,7 @@ use crate::wire::{AuthMode, ClusterId};
 pub struct DemoTunnel {
     directory: ScratchDirectory,
     address: SocketAddr,
+    admin_socket: PathBuf,
     agent_shutdown: CancellationToken,
     shutdown: CancellationToken,
     /// What runs until it is shut down, each with its name.
@@ -93,6 +96,12 @@ pub enum DemoError {
     /// The sample cluster.
     #[error(transparent)]
     Cluster(#[from] SampleClusterError),
+    /// The stub does not say how it is.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// The agent is not there in time.
+    #[error("the agent did not connect within {} s; run again with `--log debug` to see why", CONNECT_TIMEOUT.as_secs())]
+    NotConnected,
     /// A part that should run ended.
     #[error("the {0} stopped unexpectedly; run again with `--log debug` to see why")]
     Ended(&'static str),
@@ -104,13 +113,19 @@ const USER_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long the join token is valid; the agent uses it at once.
 const TOKEN_TTL: Duration = Duration::from_secs(600);
 
+/// How long the agent may take to join and connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Between looks whether it has.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
+
 /// How long open requests may take to end at a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a stop may take altogether.
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// As the API server's clients allow: `--response-timeout` of the agent has the same default.
+/// How long the API server may take to begin an answer: what `qtunnel agent` has as default.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl DemoTunnel {
@@ -126,10 +141,11 @@ impl DemoTunnel {
 
         let mut config: StubConfig = toml::from_str(&settings(port))?;
         config.state_dir.clone_from(&stub_directory);
+        let admin_socket = config.admin_socket();
         let stub = Stub::bind(config).await.map_err(|error| at_port(error, port))?;
         let address = stub.local_address()?;
         let (agent_shutdown, shutdown) = (CancellationToken::new(), CancellationToken::new());
-        let mut demo = Self { directory, address, agent_shutdown, shutdown, parts: JoinSet::new() };
+        let mut demo = Self { directory, address, admin_socket, agent_shutdown, shutdown, parts: JoinSet::new() };
         private_file::write(&demo.stub_settings(), settings(address.port()).as_bytes())?;
         private_file::write(&demo.kubeconfig(), kubeconfig(&keys, address, cluster)?.as_bytes())?;
 
@@ -160,6 +176,17 @@ impl DemoTunnel {
         self.address
     }
 
+    /// Waits until the agent has joined and connected, or a part has given up.
+    pub async fn connected(&mut self) -> Result<(), DemoError> {
+        let socket = self.admin_socket.clone();
+        tokio::select! {
+            connected = timeout(CONNECT_TIMEOUT, agent_connected(&socket)) => {
+                connected.unwrap_or(Err(DemoError::NotConnected))
+            }
+            error = self.failed() => Err(error),
+        }
+    }
+
     /// Waits for a part to end by itself, which none should, and says why it did.
     pub async fn failed(&mut self) -> DemoError {
         match self.parts.join_next().await {
@@ -179,7 +206,7 @@ impl DemoTunnel {
             self.shutdown.cancel();
             while self.parts.join_next().await.is_some() {}
         };
-        if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+        if timeout(STOP_TIMEOUT, ended).await.is_err() {
             tracing::warn!("not everything stopped within {} s", STOP_TIMEOUT.as_secs());
         }
     }
@@ -190,8 +217,20 @@ impl DemoTunnel {
         let cluster = SampleCluster::new(listener.local_addr()?)?;
         let upstream = cluster.upstream();
         let shutdown = self.shutdown.clone();
-        self.parts.spawn(async move { ("sample cluster", cluster.serve(listener, shutdown).await.map_err(DemoError::from)) });
+        self.parts
+            .spawn(async move { ("sample cluster", cluster.serve(listener, shutdown).await.map_err(DemoError::from)) });
         Ok(upstream)
+    }
+}
+
+/// Asks the stub until it has an agent.
+async fn agent_connected(admin_socket: &Path) -> Result<(), DemoError> {
+    loop {
+        let status = admin::status(admin_socket).await?;
+        if status.clusters.iter().any(|cluster| !cluster.agents.is_empty()) {
+            return Ok(());
+        }
+        tokio::time::sleep(CONNECT_INTERVAL).await;
     }
 }
 
