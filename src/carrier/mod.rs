@@ -7,6 +7,7 @@
 
 mod body;
 mod framed;
+mod gather;
 mod quic;
 mod relay;
 mod stream;

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 
+use super::gather::{GatheringStream, MAX_PIECE};
 use super::tcp::{self, TcpConnection, TcpRecvStream, TcpSendStream};
 use crate::wire::{Carrier, ErrorCode};
 
@@ -204,7 +204,7 @@ impl Connection {
 }
 
 fn quic_halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
-    (SendStream::new(AnySendStream::Quic(send)), RecvStream::new(AnyRecvStream::Quic(recv)))
+    (SendStream::new(AnySendStream::Quic(send)), RecvStream::new(AnyRecvStream::Quic(GatheringStream::new(recv))))
 }
 
 fn tcp_halves((send, recv): (TcpSendStream, TcpRecvStream)) -> (SendStream, RecvStream) {
@@ -303,14 +303,11 @@ pub struct RecvStream {
 }
 
 enum AnyRecvStream {
-    Quic(quinn::RecvStream),
+    Quic(GatheringStream),
     Tcp(TcpRecvStream),
 }
 
 impl RecvStream {
-    /// The most bytes taken at once: enough to keep the cost of each piece small, little enough that streams take turns.
-    const MAX_PIECE: usize = 64 * 1024;
-
     fn new(stream: AnyRecvStream) -> Self {
         Self { stream, ended: false }
     }
@@ -318,15 +315,8 @@ impl RecvStream {
     /// The next piece in order; `None` at the clean end.
     pub fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamReadError>> {
         let read = match &mut self.stream {
-            AnyRecvStream::Quic(stream) => {
-                // The future keeps nothing between polls, so one may be made for each.
-                let read = pin!(stream.read_chunk(Self::MAX_PIECE, true)).poll(context);
-                read.map(|result| match result {
-                    Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
-                    Err(error) => Err(error.into()),
-                })
-            }
-            AnyRecvStream::Tcp(stream) => stream.poll_read(context, Self::MAX_PIECE),
+            AnyRecvStream::Quic(stream) => stream.poll_read(context),
+            AnyRecvStream::Tcp(stream) => stream.poll_read(context, MAX_PIECE),
         };
         if matches!(read, Poll::Ready(Ok(None) | Err(_))) {
             self.ended = true;
@@ -340,10 +330,7 @@ impl RecvStream {
             return;
         }
         match &mut self.stream {
-            AnyRecvStream::Quic(stream) => {
-                // Fails only for a stream that has ended by itself.
-                let _ = stream.stop(code.value().into());
-            }
+            AnyRecvStream::Quic(stream) => stream.stop(code),
             AnyRecvStream::Tcp(stream) => stream.stop(code),
         }
     }
@@ -389,6 +376,15 @@ impl From<quinn::ReadError> for StreamReadError {
             quinn::ReadError::Reset(code) => Self::Reset(from_varint(code)),
             quinn::ReadError::ConnectionLost(error) => Self::ConnectionLost(error.into()),
             other => Self::ConnectionLost(ConnectionEnd::Failed(other.to_string())),
+        }
+    }
+}
+
+impl From<std::io::Error> for StreamReadError {
+    fn from(error: std::io::Error) -> Self {
+        match error.downcast::<quinn::ReadError>() {
+            Ok(error) => error.into(),
+            Err(other) => Self::ConnectionLost(ConnectionEnd::Failed(other.to_string())),
         }
     }
 }
