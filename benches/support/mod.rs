@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use qtunnel::agent::{Agent, AgentConfig};
+use qtunnel::agent::{Agent, AgentConfig, CarrierSettings};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
@@ -78,6 +78,7 @@ impl Tunnel {
             upstream: upstream.clone(),
             auth_mode: AuthMode::Impersonate,
             policy: ImpersonationPolicy::default(),
+            carrier: CarrierSettings::default(),
             quic: QuicSettings::default(),
             drain_timeout: Duration::ZERO,
             response_timeout: Duration::from_secs(60),

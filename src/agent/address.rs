@@ -1,13 +1,12 @@
 //! Where a stub is.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
 use tokio::time::timeout;
-
-use crate::carrier::{Connection, ConnectionEnd, QuicDialer};
 
 /// A stub's address: a host name or an IP address, and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,26 +60,24 @@ impl fmt::Display for StubAddress {
 }
 
 impl StubAddress {
-    /// Connects to the first of the stub's addresses that answers within `patience`. The outer result is about finding
-    /// addresses, the inner one about connecting to them.
-    pub async fn dial(
-        &self,
-        dialer: &QuicDialer,
-        patience: Duration,
-    ) -> Result<Result<Connection, ConnectionEnd>, AddressError> {
+    /// The host name or IP address, without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Every address that the name has, at least one.
+    pub async fn resolve(&self, patience: Duration) -> Result<Vec<SocketAddr>, AddressError> {
         let addresses = timeout(patience, lookup_host((self.host.as_str(), self.port)))
             .await
             .unwrap_or_else(|_elapsed| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(|source| AddressError::Unknown { host: self.host.clone(), source })?;
-        let mut result = None;
-        for address in addresses {
-            let dialled = timeout(patience, dialer.dial(address, &self.host)).await;
-            match dialled.unwrap_or(Err(ConnectionEnd::TimedOut)) {
-                Ok(connection) => return Ok(Ok(connection)),
-                Err(end) => result = Some(Err(end)),
-            }
-        }
-        result.ok_or_else(|| AddressError::Empty(self.host.clone()))
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        if addresses.is_empty() { Err(AddressError::Empty(self.host.clone())) } else { Ok(addresses) }
     }
 }
 

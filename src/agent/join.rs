@@ -1,33 +1,29 @@
 //! How an agent gets its first certificate: it trades its join token for one.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
-use super::address::{AddressError, StubAddress};
-use crate::carrier::{
-    Connection, ConnectionEnd, FrameReceiver, FrameSender, QuicDialer, QuicSettings, ReceiveError, SendError,
-};
+use super::address::StubAddress;
+use super::dial::{CarrierSettings, DialError, DialTls, Dialer};
+use crate::carrier::{Connection, FrameReceiver, FrameSender, QuicSettings, ReceiveError, SendError};
 use crate::pki::{
-    AgentCredentials, AgentKey, AgentState, AgentStateError, JoinToken, TlsError, enrollment_client_config, find_pinned,
+    AgentCredentials, AgentKey, AgentState, AgentStateError, JoinToken, TlsError, enrollment_client_config,
+    find_pinned, tcp_enrollment_client_config,
 };
 use crate::wire::{Enroll, ErrorCode, Frame, FrameReader, StreamKind};
 
 /// Why an agent could not join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The stub's address.
-    #[error(transparent)]
-    Address(#[from] AddressError),
     /// No connection. A certificate that does not match the token's fingerprint ends up here too.
-    #[error("cannot connect to the stub at {address} to join: {end}")]
+    #[error("cannot connect to the stub at {address} to join: {error}")]
     Connect {
         /// Where.
         address: String,
         /// Why.
-        end: ConnectionEnd,
+        error: DialError,
     },
     /// No answer.
     #[error("the stub did not answer the join request within {} s", PATIENCE.as_secs())]
@@ -58,15 +54,7 @@ pub enum JoinError {
 impl JoinError {
     /// Whether trying again with the same token may help.
     pub fn is_temporary(&self) -> bool {
-        matches!(
-            self,
-            Self::Connect { .. }
-                | Self::TimedOut
-                | Self::Receive(_)
-                | Self::Send(_)
-                | Self::NoAnswer
-                | Self::Address(_)
-        )
+        matches!(self, Self::Connect { .. } | Self::TimedOut | Self::Receive(_) | Self::Send(_) | Self::NoAnswer)
     }
 }
 
@@ -74,12 +62,19 @@ impl JoinError {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Joins: makes a key, has it certified, and stores both.
-pub async fn join(stub: &StubAddress, token: &JoinToken, state: &AgentState) -> Result<AgentCredentials, JoinError> {
+pub async fn join(
+    stub: &StubAddress,
+    carrier: &CarrierSettings,
+    token: &JoinToken,
+    state: &AgentState,
+) -> Result<AgentCredentials, JoinError> {
     let key = AgentKey::generate()?;
-    let tls = Arc::new(enrollment_client_config(token.authority())?);
-    let dialer = QuicDialer::new(tls, QuicSettings::default())?;
-    let connection =
-        stub.dial(&dialer, PATIENCE).await?.map_err(|end| JoinError::Connect { address: stub.to_string(), end })?;
+    let tls = DialTls {
+        quic: enrollment_client_config(token.authority())?,
+        tcp: tcp_enrollment_client_config(token.authority())?,
+    };
+    let dialer = Dialer::new(stub, carrier, tls, &QuicSettings::default())?;
+    let connection = dialer.dial().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
     let request = Enroll { token: token.to_string(), request: key.signing_request()?.to_vec().into() };
     let result = timeout(PATIENCE, exchange(&connection, request)).await.map_err(|_elapsed| JoinError::TimedOut);
     let chain = result??;

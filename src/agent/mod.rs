@@ -5,7 +5,10 @@
 mod access;
 mod address;
 mod backoff;
+mod dial;
 mod join;
+mod link;
+mod proxy;
 mod request;
 mod session;
 mod shared;
@@ -19,16 +22,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressError, StubAddress};
+pub use dial::{CarrierChoice, CarrierSettings, DialError};
 pub use join::JoinError;
+pub use proxy::{Proxy, ProxyError};
 pub use upstream::UpstreamConfigError;
 
-use crate::carrier::{QuicDialer, QuicSettings};
+use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
-use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError, tunnel_client_config};
-use crate::wire::{AuthMode, ErrorCode, Hello, Welcome};
+use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
+use crate::wire::{AuthMode, ErrorCode};
 use backoff::Backoff;
-use session::{Session, SessionEnd};
+use link::Link;
+use session::SessionEnd;
 use shared::Shared;
 use upstream::{Health, Upstream, watch_health};
 
@@ -47,7 +53,9 @@ pub struct AgentConfig {
     pub auth_mode: AuthMode,
     /// Whom it acts as.
     pub policy: ImpersonationPolicy,
-    /// The QUIC settings.
+    /// How it chooses its carrier.
+    pub carrier: CarrierSettings,
+    /// The QUIC settings; connections over TCP are set up alike.
     pub quic: QuicSettings,
     /// How long requests may take to end when the agent stops.
     pub drain_timeout: Duration,
@@ -59,7 +67,7 @@ pub struct AgentConfig {
 #[derive(Debug)]
 pub struct Agent {
     config: AgentConfig,
-    state: AgentState,
+    state: Arc<AgentState>,
     shared: Arc<Shared>,
 }
 
@@ -93,9 +101,6 @@ pub enum AgentError {
     Quic(#[from] std::io::Error),
 }
 
-/// How long a connection attempt may take.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Between attempts: at most half a second at first, at most half a minute later.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -113,7 +118,7 @@ const REJECTED_WAIT: Duration = Duration::from_secs(30);
 impl Agent {
     /// Prepares everything; nothing is dialled yet.
     pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
-        let state = AgentState::open(&config.state_dir)?;
+        let state = Arc::new(AgentState::open(&config.state_dir)?);
         let shared = Arc::new(Shared {
             upstream: Arc::new(Upstream::new(&config.upstream)?),
             auth_mode: config.auth_mode,
@@ -152,7 +157,7 @@ impl Agent {
         let token = self.config.token.as_ref().ok_or(without_token)?;
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            match join::join(&self.config.stub, token, &self.state).await {
+            match join::join(&self.config.stub, &self.config.carrier, token, &self.state).await {
                 Ok(credentials) => {
                     let identity = credentials.identity();
                     tracing::info!(cluster = %identity.cluster, agent = %identity.agent, "joined");
@@ -170,84 +175,30 @@ impl Agent {
 
     async fn stay_connected(
         &self,
-        mut credentials: AgentCredentials,
+        credentials: AgentCredentials,
         health: watch::Receiver<Health>,
         shutdown: CancellationToken,
     ) -> Result<(), AgentError> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        let instance = rand::random();
+        let mut link = Link::new(self, credentials, health, shutdown.clone());
         loop {
             let began = Instant::now();
-            let attempt = self.session(&credentials, instance, health.clone(), shutdown.clone());
-            let least_wait = match attempt.await? {
-                SessionEnd::Stopped => return Ok(()),
-                end => {
-                    tracing::warn!(stub = %self.config.stub, "disconnected: {end}");
-                    least_wait(&end)
-                }
-            };
+            let end = link.run().await?;
+            if matches!(end, SessionEnd::Stopped) {
+                break;
+            }
+            tracing::warn!(stub = %self.config.stub, "disconnected: {end}");
             if began.elapsed() > STABLE_AFTER {
                 backoff.reset();
             }
-            let wait = least_wait + backoff.next_wait(rand::random());
+            let wait = least_wait(&end) + backoff.next_wait(rand::random());
             tracing::info!("connecting again in {} ms", wait.as_millis());
             if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                return Ok(());
-            }
-            // A renewed certificate is used from the next connection on.
-            if let Some(renewed) = self.state.load()? {
-                credentials = renewed;
-            }
-            if is_expired(&credentials) {
-                return Err(AgentError::Expired);
+                break;
             }
         }
-    }
-
-    async fn session(
-        &self,
-        credentials: &AgentCredentials,
-        instance: u64,
-        health: watch::Receiver<Health>,
-        shutdown: CancellationToken,
-    ) -> Result<SessionEnd, AgentError> {
-        let dialer = QuicDialer::new(Arc::new(tunnel_client_config(credentials)?), self.config.quic.clone())?;
-        let dialled = match shutdown.run_until_cancelled(self.config.stub.dial(&dialer, DIAL_TIMEOUT)).await {
-            None => return Ok(SessionEnd::Stopped),
-            Some(Ok(dialled)) => dialled,
-            // A name that is unknown now may be known later.
-            Some(Err(error)) => return Ok(SessionEnd::Refused(error.to_string())),
-        };
-        let connection = match dialled {
-            Ok(connection) => connection,
-            Err(end) => return Ok(SessionEnd::Connection(end)),
-        };
-        let identity = credentials.identity();
-        let hello = Hello {
-            cluster: identity.cluster.clone(),
-            instance,
-            software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
-            auth_mode: self.config.auth_mode,
-        };
-        let session = Session {
-            shared: &self.shared,
-            state: &self.state,
-            credentials,
-            hello,
-            health,
-            shutdown,
-            drain_timeout: self.config.drain_timeout,
-        };
-        let welcomed = |welcome: &Welcome| {
-            tracing::info!(
-                stub = %welcome.stub,
-                address = %connection.remote_address(),
-                cluster = %identity.cluster,
-                agent = %identity.agent,
-                "connected"
-            );
-        };
-        Ok(session.run(&connection, welcomed).await)
+        link.wait_for_replaced().await;
+        Ok(())
     }
 }
 

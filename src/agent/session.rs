@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::dial::DialError;
 use super::request;
 use super::shared::Shared;
 use super::upstream::Health;
@@ -21,19 +22,22 @@ use crate::wire::{
 
 /// What one session needs to know.
 #[derive(Debug)]
-pub struct Session<'a> {
+pub struct Session {
     /// What requests share.
-    pub shared: &'a Arc<Shared>,
+    pub shared: Arc<Shared>,
     /// Where the agent's credentials are kept.
-    pub state: &'a AgentState,
+    pub state: Arc<AgentState>,
     /// The credentials the connection was made with.
-    pub credentials: &'a AgentCredentials,
+    pub credentials: Arc<AgentCredentials>,
     /// What the agent says of itself.
     pub hello: Hello,
     /// How the API server is.
     pub health: watch::Receiver<Health>,
     /// When it is time to stop.
     pub shutdown: CancellationToken,
+    /// When a better connection has taken this one's place: no more requests come here, and those that are here end when
+    /// they end.
+    pub replaced: CancellationToken,
     /// How long requests may take to end at a stop.
     pub drain_timeout: Duration,
 }
@@ -44,6 +48,12 @@ pub enum SessionEnd {
     /// The agent is stopping.
     #[error("the agent is stopping")]
     Stopped,
+    /// A better connection has taken the place of this one, and the last request here has ended.
+    #[error("another connection has taken its place")]
+    Replaced,
+    /// There was no connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The connection is gone.
     #[error("the connection ended: {0}")]
     Connection(#[from] ConnectionEnd),
@@ -68,7 +78,7 @@ impl SessionEnd {
     /// The code with which the stub closed the connection, if it did.
     pub fn closed_by_stub(&self) -> Option<ErrorCode> {
         let end = match self {
-            Self::Connection(end) => end,
+            Self::Connection(end) | Self::Dial(DialError::Connection(end)) => end,
             Self::Receive(ReceiveError::Stream(StreamReadError::ConnectionLost(end))) => end,
             _ => return None,
         };
@@ -92,13 +102,32 @@ const LONGEST_RENEWAL_CHECK: Duration = Duration::from_secs(60);
 /// The shortest such time, in which a refused or lost renewal is tried again.
 const SHORTEST_RENEWAL_CHECK: Duration = Duration::from_secs(1);
 
-impl Session<'_> {
+/// Why an agent leaves a connection by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    Stopping,
+    Replaced,
+}
+
+impl Leaving {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Stopping => "the agent is stopping",
+            Self::Replaced => "the agent has moved to another connection",
+        }
+    }
+}
+
+impl Session {
     /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent.
-    pub async fn run(mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
-        match self.serve(connection, welcomed).await {
-            Ok(()) => {
-                connection.close(ErrorCode::NoError, "the agent is stopping");
-                SessionEnd::Stopped
+    pub async fn run(mut self, connection: Connection, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
+        match self.serve(&connection, welcomed).await {
+            Ok(leaving) => {
+                connection.close(ErrorCode::NoError, leaving.reason());
+                match leaving {
+                    Leaving::Stopping => SessionEnd::Stopped,
+                    Leaving::Replaced => SessionEnd::Replaced,
+                }
             }
             Err(end) => {
                 let code = match &end {
@@ -111,8 +140,8 @@ impl Session<'_> {
         }
     }
 
-    /// Ends well only at a shutdown.
-    async fn serve(&mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> Result<(), SessionEnd> {
+    /// Ends well only when the agent leaves by itself.
+    async fn serve(&mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> Result<Leaving, SessionEnd> {
         let (send, recv) = connection.open().await?;
         let mut sender = FrameSender::open(send, StreamKind::Control);
         let mut receiver = FrameReceiver::new(recv, FrameReader::for_opened_control());
@@ -126,11 +155,12 @@ impl Session<'_> {
         let streams = RequestStreams::new(connection.clone(), self.shared.clone());
         let accepting = streams.accept();
         let talking = self.talk(&mut sender, &mut receiver, &streams, welcome.report_interval);
-        tokio::select! {
+        let leaving = tokio::select! {
             end = accepting => return Err(end.into()),
-            result = talking => result?,
-        }
-        self.drain(&mut sender, &streams).await
+            leaving = talking => leaving?,
+        };
+        self.drain(leaving, &mut sender, &streams).await?;
+        Ok(leaving)
     }
 
     /// The control stream, until it is time to stop.
@@ -140,13 +170,14 @@ impl Session<'_> {
         receiver: &mut FrameReceiver,
         streams: &RequestStreams,
         report_interval: Duration,
-    ) -> Result<(), SessionEnd> {
+    ) -> Result<Leaving, SessionEnd> {
         let mut report_at = Instant::now();
-        let mut renewal = Renewal::of(self.credentials);
+        let mut renewal = Renewal::of(&self.credentials);
         let mut renewal_at = Instant::now();
         loop {
             tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(()),
+                () = self.shutdown.cancelled() => return Ok(Leaving::Stopping),
+                () = self.replaced.cancelled() => return Ok(Leaving::Replaced),
                 () = tokio::time::sleep_until(report_at) => {}
                 Ok(()) = self.health.changed() => {}
                 () = tokio::time::sleep_until(renewal_at) => {
@@ -159,7 +190,7 @@ impl Session<'_> {
                 frame = receiver.next_frame() => {
                     match frame? {
                         Some(Frame::Certificate(certificate)) => {
-                            renewal.complete(certificate, self.state);
+                            renewal.complete(certificate, &self.state);
                             renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                         }
                         Some(Frame::Refused(refused)) => renewal.refused(&refused),
@@ -176,22 +207,32 @@ impl Session<'_> {
         }
     }
 
-    /// Takes no more requests, and lets those that are there end.
-    async fn drain(&self, sender: &mut FrameSender, streams: &RequestStreams) -> Result<(), SessionEnd> {
-        sender.send(&Frame::Drain(Drain { reason: "the agent is stopping".to_owned() })).await?;
+    /// Takes no more requests, and lets those that are there end: within the drain timeout at a stop, and in their own time
+    /// otherwise.
+    async fn drain(
+        &self,
+        leaving: Leaving,
+        sender: &mut FrameSender,
+        streams: &RequestStreams,
+    ) -> Result<(), SessionEnd> {
+        sender.send(&Frame::Drain(Drain { reason: leaving.reason().to_owned() })).await?;
         streams.tasks.close();
         // The stub hears of it only after half a round trip; what it has sent until then is still taken.
         let on_their_way = streams.connection.path().round_trip * 2 + DRAIN_GRACE;
         let ending = async {
             tokio::time::sleep(on_their_way.min(self.drain_timeout)).await;
-            timeout(self.drain_timeout, streams.tasks.wait()).await
+            streams.tasks.wait().await;
         };
-        let ended = tokio::select! {
+        let limit = async {
+            self.shutdown.cancelled().await;
+            tokio::time::sleep(self.drain_timeout).await;
+        };
+        tokio::select! {
             end = streams.accept() => return Err(end.into()),
-            ended = ending => ended,
-        };
-        if ended.is_err() {
-            tracing::warn!(requests = streams.open(), "some requests did not end in time and are cut off");
+            () = ending => {}
+            () = limit => {
+                tracing::warn!(requests = streams.open(), "some requests did not end in time and are cut off");
+            }
         }
         Ok(())
     }

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use jiff::SignedDuration;
 use serde::Deserialize;
 
-use super::args::{AgentArgs, AgentAuth, UpstreamArgs};
+use super::args::{AgentArgs, AgentAuth, AgentCarrier, UpstreamArgs};
 use super::{CommandResult, shutdown_on_signal};
-use crate::agent::{Agent, AgentConfig, StubAddress};
+use crate::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, Proxy, StubAddress};
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
@@ -33,6 +33,8 @@ struct AgentFile {
     token: Option<String>,
     state_dir: Option<PathBuf>,
     auth: Option<AgentAuth>,
+    carrier: Option<AgentCarrier>,
+    probe_interval: Option<SignedDuration>,
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     upstream: Option<String>,
@@ -67,8 +69,19 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
         flag.or(key).map_or(default, |duration| duration.unsigned_abs())
     };
     let quic = QuicSettings::default();
+    let stub = args.stub.or(stub).context("--stub HOST:PORT is missing: where is the stub?")?;
+    let carrier = CarrierSettings {
+        choice: match args.carrier.or(file.carrier) {
+            Some(AgentCarrier::Quic) => CarrierChoice::Quic,
+            Some(AgentCarrier::Tcp) => CarrierChoice::Tcp,
+            Some(AgentCarrier::Auto) | None => CarrierChoice::Auto,
+        },
+        probe_interval: duration(args.probe_interval, file.probe_interval, CarrierSettings::default().probe_interval),
+        proxy: Proxy::from_environment(stub.host(), stub.port())?,
+    };
     Ok(AgentConfig {
-        stub: args.stub.or(stub).context("--stub HOST:PORT is missing: where is the stub?")?,
+        stub,
+        carrier,
         token: args.token.or(token),
         state_dir: args
             .state_dir

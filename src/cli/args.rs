@@ -198,6 +198,12 @@ pub struct AgentArgs {
     /// Where the agent keeps its key and its certificate.
     #[arg(long, env = "QTUNNEL_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// How the stub is reached: over QUIC (UDP), over TLS on TCP (through the proxy of HTTPS_PROXY, if there is one), or over QUIC with TCP as fallback [default: auto].
+    #[arg(long, env = "QTUNNEL_CARRIER", value_name = "CARRIER")]
+    pub carrier: Option<AgentCarrier>,
+    /// How often QUIC is tried again while the agent has to do with TCP [default: 60s].
+    #[arg(long, env = "QTUNNEL_PROBE_INTERVAL", value_name = "DURATION", hide = true)]
+    pub probe_interval: Option<SignedDuration>,
     /// How requests are made: with the agent's ServiceAccount in the user's name, or with the user's own token.
     #[arg(long, env = "QTUNNEL_AUTH", value_name = "MODE")]
     pub auth: Option<AgentAuth>,
@@ -219,6 +225,18 @@ pub struct AgentArgs {
     /// How long a connection lives without a packet from the stub [default: 30s].
     #[arg(long, env = "QTUNNEL_IDLE_TIMEOUT", value_name = "DURATION")]
     pub idle_timeout: Option<SignedDuration>,
+}
+
+/// Which carriers an agent uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentCarrier {
+    /// QUIC, and TCP while QUIC does not get through.
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TLS over TCP only.
+    Tcp,
 }
 
 /// How an agent makes requests.

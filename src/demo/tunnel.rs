@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{SampleCluster, SampleClusterError, USERS};
 use super::scratch::ScratchDirectory;
-use crate::agent::{AddressError, Agent, AgentConfig, AgentError};
+use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings};
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
@@ -296,6 +296,7 @@ fn agent_config(
         upstream,
         auth_mode: AuthMode::Impersonate,
         policy: ImpersonationPolicy::default(),
+        carrier: CarrierSettings::default(),
         quic: QuicSettings::default(),
         drain_timeout: DRAIN_TIMEOUT,
         response_timeout: RESPONSE_TIMEOUT,

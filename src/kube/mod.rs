@@ -23,6 +23,7 @@ mod upgrade;
 pub mod user_token;
 
 pub use location::{ForeignLocation, rewrite_location};
+pub(crate) use percent::decode as percent_decode;
 pub use request_info::{RequestInfo, UnknownRequest};
 pub use request_path::{AmbiguousPath, RequestPath};
 pub use status::Status;

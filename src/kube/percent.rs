@@ -1,7 +1,7 @@
 //! Percent-encoding (RFC 3986, section 2.1) as Go's `net/url` does it.
 
 /// Decodes `%XX`; nothing else changes (a `+` stays a `+`). `None` where a `%` is not followed by two hexadecimal digits.
-pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

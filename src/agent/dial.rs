@@ -1,0 +1,176 @@
+//! How an agent reaches its stub: over QUIC, or over TCP where that does not get through.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use tokio::time::timeout;
+
+use super::address::{AddressError, StubAddress};
+use super::proxy::{Proxy, ProxyError};
+use crate::carrier::{Connection, ConnectionEnd, QuicDialer, QuicSettings, TcpDialer, TcpSettings};
+
+/// Which carriers an agent uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CarrierChoice {
+    /// QUIC; TCP for as long as QUIC does not get through.
+    #[default]
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TCP only.
+    Tcp,
+}
+
+/// How an agent chooses its carrier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarrierSettings {
+    /// Which carriers. Default: [`CarrierChoice::Auto`].
+    pub choice: CarrierChoice,
+    /// While on TCP for want of QUIC: how often QUIC is tried again, give or take a quarter. Default 60 s.
+    pub probe_interval: Duration,
+    /// The HTTP proxy that connections over TCP go through; QUIC goes through none. Default: none.
+    pub proxy: Option<Proxy>,
+}
+
+impl Default for CarrierSettings {
+    fn default() -> Self {
+        Self { choice: CarrierChoice::Auto, probe_interval: Duration::from_secs(60), proxy: None }
+    }
+}
+
+/// What each carrier's TLS is made of.
+#[derive(Debug)]
+pub struct DialTls {
+    /// For QUIC.
+    pub quic: ClientConfig,
+    /// For TCP.
+    pub tcp: ClientConfig,
+}
+
+/// Dials one stub.
+#[derive(Debug)]
+pub struct Dialer {
+    stub: StubAddress,
+    choice: CarrierChoice,
+    proxy: Option<Proxy>,
+    quic: QuicDialer,
+    tcp: TcpDialer,
+}
+
+/// Why there is no connection to a stub.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The stub's address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// No address of the stub let the agent in.
+    #[error("no connection to the stub: {0}")]
+    Connection(#[from] ConnectionEnd),
+    /// The proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// Neither carrier got through.
+    #[error("neither over QUIC ({quic}) nor over TCP ({tcp})")]
+    Both {
+        /// Over QUIC.
+        quic: Box<DialError>,
+        /// Over TCP.
+        tcp: Box<DialError>,
+    },
+}
+
+/// How long an attempt at one address may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long QUIC is waited for before TCP is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(3);
+
+impl Dialer {
+    /// Dials `stub` with `tls`.
+    ///
+    /// # Errors
+    ///
+    /// When `tls` cannot do QUIC.
+    pub fn new(stub: &StubAddress, carrier: &CarrierSettings, tls: DialTls, quic: &QuicSettings) -> io::Result<Self> {
+        Ok(Self {
+            stub: stub.clone(),
+            choice: carrier.choice,
+            proxy: carrier.proxy.clone(),
+            quic: QuicDialer::new(Arc::new(tls.quic), quic.clone())?,
+            tcp: TcpDialer::new(Arc::new(tls.tcp), TcpSettings::from(quic)),
+        })
+    }
+
+    /// Connects as the settings say.
+    pub async fn dial(&self) -> Result<Connection, DialError> {
+        match self.choice {
+            CarrierChoice::Auto => self.race().await,
+            CarrierChoice::Quic => self.dial_quic().await,
+            CarrierChoice::Tcp => self.dial_tcp().await,
+        }
+    }
+
+    /// QUIC with a head start, then whichever is first.
+    async fn race(&self) -> Result<Connection, DialError> {
+        let mut quic = pin!(self.dial_quic());
+        let mut quic_error = match timeout(HEAD_START, quic.as_mut()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => Some(error),
+            Err(_elapsed) => None,
+        };
+        tracing::info!(stub = %self.stub, "QUIC does not get through; trying TCP");
+        let mut tcp = pin!(self.dial_tcp());
+        let mut tcp_error = None;
+        loop {
+            tokio::select! {
+                result = quic.as_mut(), if quic_error.is_none() => match result {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => quic_error = Some(error),
+                },
+                result = tcp.as_mut(), if tcp_error.is_none() => match result {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => tcp_error = Some(error),
+                },
+            }
+            match (quic_error.take(), tcp_error.take()) {
+                (Some(quic), Some(tcp)) => return Err(DialError::Both { quic: Box::new(quic), tcp: Box::new(tcp) }),
+                errors => (quic_error, tcp_error) = errors,
+            }
+        }
+    }
+
+    /// Connects over QUIC to the first of the stub's addresses that answers.
+    pub async fn dial_quic(&self) -> Result<Connection, DialError> {
+        self.first_address(|address| self.quic.dial(address, self.stub.host())).await
+    }
+
+    async fn dial_tcp(&self) -> Result<Connection, DialError> {
+        let Some(proxy) = &self.proxy else {
+            return self.first_address(|address| self.tcp.dial(address, self.stub.host())).await;
+        };
+        // The proxy looks the name up: inside, names of the outside are often unknown.
+        let connecting = async {
+            let socket = proxy.connect(self.stub.host(), self.stub.port()).await?;
+            Ok(self.tcp.handshake(socket, self.stub.host()).await?)
+        };
+        timeout(PATIENCE, connecting).await.unwrap_or(Err(ConnectionEnd::TimedOut.into()))
+    }
+
+    async fn first_address<F>(&self, dial: impl Fn(SocketAddr) -> F) -> Result<Connection, DialError>
+    where
+        F: Future<Output = Result<Connection, ConnectionEnd>>,
+    {
+        let mut last = ConnectionEnd::TimedOut;
+        for address in self.stub.resolve(PATIENCE).await? {
+            match timeout(PATIENCE, dial(address)).await.unwrap_or(Err(ConnectionEnd::TimedOut)) {
+                Ok(connection) => return Ok(connection),
+                Err(end) => last = end,
+            }
+        }
+        Err(last.into())
+    }
+}

@@ -1,0 +1,164 @@
+//! An agent's tie to its stub: one connection, or two while it moves from TCP to QUIC.
+
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::dial::{CarrierChoice, DialTls, Dialer};
+use super::session::{Session, SessionEnd};
+use super::upstream::Health;
+use super::{Agent, AgentError, is_expired};
+use crate::carrier::Connection;
+use crate::pki::{AgentCredentials, tcp_tunnel_client_config, tunnel_client_config};
+use crate::wire::{Carrier, Hello, Welcome};
+
+/// Connects an agent to its stub, again and again.
+#[derive(Debug)]
+pub struct Link<'a> {
+    agent: &'a Agent,
+    credentials: Arc<AgentCredentials>,
+    /// Made once for the process, so that the stub tells a reconnect from another process.
+    instance: u64,
+    health: watch::Receiver<Health>,
+    shutdown: CancellationToken,
+    /// Sessions on connections that a better one has replaced, while their last requests go on.
+    replaced: JoinSet<SessionEnd>,
+}
+
+/// A session in a task of its own.
+#[derive(Debug)]
+struct Running {
+    task: JoinHandle<SessionEnd>,
+    carrier: Carrier,
+    replaced: CancellationToken,
+    welcomed: oneshot::Receiver<()>,
+}
+
+impl<'a> Link<'a> {
+    /// Connects `agent` with `credentials`, or what they are renewed to.
+    pub fn new(
+        agent: &'a Agent,
+        credentials: AgentCredentials,
+        health: watch::Receiver<Health>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let (credentials, replaced) = (Arc::new(credentials), JoinSet::new());
+        Self { agent, credentials, instance: rand::random(), health, shutdown, replaced }
+    }
+
+    /// Connects once, and stays so for as long as it goes well. An agent that has to do with TCP moves to QUIC as soon as
+    /// that gets through: new requests first, and those that are open end where they are.
+    pub async fn run(&mut self) -> Result<SessionEnd, AgentError> {
+        let dialer = self.dialer()?;
+        if is_expired(&self.credentials) {
+            return Err(AgentError::Expired);
+        }
+        let mut current = match self.shutdown.clone().run_until_cancelled(dialer.dial()).await {
+            None => return Ok(SessionEnd::Stopped),
+            // What is wrong now, a name that is unknown for instance, may be right later.
+            Some(Err(error)) => return Ok(error.into()),
+            Some(Ok(connection)) => self.start(connection),
+        };
+        while current.carrier == Carrier::Tcp && self.agent.config.carrier.choice == CarrierChoice::Auto {
+            let better = tokio::select! {
+                end = &mut current.task => return Ok(ended(end)),
+                better = self.next_over_quic() => better?,
+            };
+            let mut next = self.start(better);
+            if (&mut next.welcomed).await.is_err() {
+                tracing::debug!(
+                    "QUIC got through, but the stub did not take the connection: {}",
+                    ended((&mut next.task).await)
+                );
+                continue;
+            }
+            tracing::info!(stub = %self.agent.config.stub, "moved from TCP to QUIC; open requests end where they are");
+            current.replaced.cancel();
+            while self.replaced.try_join_next().is_some() {}
+            let mut left = std::mem::replace(&mut current, next);
+            self.replaced.spawn(async move { ended((&mut left.task).await) });
+        }
+        Ok(ended((&mut current.task).await))
+    }
+
+    /// Waits for the last requests on connections that have been replaced. They end in time only at a shutdown.
+    pub async fn wait_for_replaced(mut self) {
+        while self.replaced.join_next().await.is_some() {}
+    }
+
+    /// Tries QUIC now and then until it gets through.
+    async fn next_over_quic(&mut self) -> Result<Connection, AgentError> {
+        loop {
+            tokio::time::sleep(self.agent.config.carrier.probe_interval.mul_f64(0.75 + rand::random::<f64>() / 2.0))
+                .await;
+            match self.dialer()?.dial_quic().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => tracing::debug!("QUIC does still not get through: {error}"),
+            }
+        }
+    }
+
+    /// A dialer with the latest credentials.
+    fn dialer(&mut self) -> Result<Dialer, AgentError> {
+        if let Some(latest) = self.agent.state.load()? {
+            self.credentials = Arc::new(latest);
+        }
+        let tls = DialTls {
+            quic: tunnel_client_config(&self.credentials)?,
+            tcp: tcp_tunnel_client_config(&self.credentials)?,
+        };
+        let config = &self.agent.config;
+        Ok(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?)
+    }
+
+    fn start(&self, connection: Connection) -> Running {
+        let identity = self.credentials.identity().clone();
+        let hello = Hello {
+            cluster: identity.cluster.clone(),
+            instance: self.instance,
+            software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
+            auth_mode: self.agent.config.auth_mode,
+        };
+        let replaced = CancellationToken::new();
+        let session = Session {
+            shared: self.agent.shared.clone(),
+            state: self.agent.state.clone(),
+            credentials: self.credentials.clone(),
+            hello,
+            health: self.health.clone(),
+            shutdown: self.shutdown.clone(),
+            replaced: replaced.clone(),
+            drain_timeout: self.agent.config.drain_timeout,
+        };
+        let (tell, welcomed) = oneshot::channel();
+        let carrier = connection.carrier();
+        let address = connection.remote_address();
+        let on_welcome = move |welcome: &Welcome| {
+            tracing::info!(
+                stub = %welcome.stub,
+                %address,
+                %carrier,
+                cluster = %identity.cluster,
+                agent = %identity.agent,
+                "connected"
+            );
+            // Nobody waits for it on the first connection.
+            let _ = tell.send(());
+        };
+        let task = tokio::spawn(session.run(connection, on_welcome));
+        Running { task, carrier, replaced, welcomed }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing is left behind when the agent itself is dropped.
+        self.task.abort();
+    }
+}
+
+fn ended(end: Result<SessionEnd, tokio::task::JoinError>) -> SessionEnd {
+    end.unwrap_or(SessionEnd::ControlStreamEnded)
+}
