@@ -9,6 +9,7 @@ pub mod http;
 pub mod kubectl;
 pub mod process;
 pub mod proxy;
+pub mod relay;
 pub mod terminal;
 pub mod tunnel;
 

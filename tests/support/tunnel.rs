@@ -37,7 +37,17 @@ fn arguments_of(command: &Command) -> String {
 
 /// Starts the program in the background, logging JSON.
 fn start_qtunnel(name: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Process {
+    start_qtunnel_in(name, arguments, &[])
+}
+
+/// The same with variables in its environment.
+fn start_qtunnel_in(
+    name: &str,
+    arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    environment: &[(String, String)],
+) -> Process {
     let mut command = qtunnel(arguments);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.env("QTUNNEL_LOG_FORMAT", "json").env("QTUNNEL_LOG", "info,qtunnel=debug");
     Process::start(name, command, Input::None)
 }
@@ -244,6 +254,18 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// The join token. Default: a fresh one.
     pub token: Option<String>,
+    /// Where it seeks the stub. Default: where the stub listens.
+    pub stub: Option<SocketAddr>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl AgentOptions {
+    /// With this argument more.
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
 }
 
 /// An agent, with a state directory of its own.
@@ -252,6 +274,7 @@ pub struct Agent {
     pub process: Process,
     /// Everything but the token.
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     dir: TempDir,
 }
 
@@ -261,15 +284,21 @@ impl Agent {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("agent");
         let path = |path: &Path| path.to_str().unwrap().to_owned();
-        let stub_address = format!("127.0.0.1:{}", stub.address.port());
+        let port = options.stub.unwrap_or(stub.address).port();
+        let stub_address = format!("127.0.0.1:{port}");
         let mut arguments = ["agent", "--stub", &stub_address, "--upstream", &upstream.url].map(str::to_owned).to_vec();
         arguments.extend(["--state-dir".to_owned(), path(&state)]);
         arguments.extend(upstream.ca.iter().flat_map(|ca| ["--upstream-ca".to_owned(), path(ca)]));
         arguments.extend(upstream.token_file.iter().flat_map(|file| ["--upstream-token-file".to_owned(), path(file)]));
+        // Every test can be run over either carrier.
+        let carrier = std::env::var("QTUNNEL_TEST_CARRIER").ok().map(|carrier| format!("--carrier={carrier}"));
+        arguments.extend(carrier.filter(|_| !options.arguments.iter().any(|other| other.starts_with("--carrier="))));
         arguments.extend(options.arguments);
         let token = options.token.unwrap_or_else(|| stub.token(cluster));
-        let process = start_qtunnel("the agent", arguments.iter().map(String::as_str).chain(["--token", &token]));
-        Self { process, arguments, dir }
+        let environment = options.environment;
+        let with_token = arguments.iter().map(String::as_str).chain(["--token", &token]);
+        let process = start_qtunnel_in("the agent", with_token, &environment);
+        Self { process, arguments, environment, dir }
     }
 
     /// Where it keeps its key and certificate.
@@ -280,7 +309,7 @@ impl Agent {
     /// Kills it and starts it again with the same state directory and without a token.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = start_qtunnel("the agent", &self.arguments);
+        self.process = start_qtunnel_in("the agent", &self.arguments, &self.environment);
     }
 }
 

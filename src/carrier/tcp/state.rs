@@ -160,7 +160,7 @@ impl Inner {
                 self.incoming.clear();
                 self.wake_reader();
             }
-            Record::Stop(code) if self.sending != Sending::Done => self.stopped_by_peer(code),
+            Record::Stop(code) => self.stopped_by_peer(code),
             Record::Credit(offset) => {
                 self.credit = self.credit.max(offset);
                 self.writer.take().into_iter().for_each(Waker::wake);
@@ -171,7 +171,11 @@ impl Inner {
         Ok(())
     }
 
+    /// The first word about it counts.
     fn stopped_by_peer(&mut self, code: ErrorCode) {
+        if matches!(self.sending, Sending::Done | Sending::Stopped(_)) {
+            return;
+        }
         self.sending = Sending::Stopped(code);
         self.drop_outgoing();
         self.wake_writer_and_watchers();
@@ -187,9 +191,7 @@ impl Inner {
             self.incoming.clear();
             self.wake_reader();
         }
-        if self.sending != Sending::Done {
-            self.stopped_by_peer(ErrorCode::Internal);
-        }
+        self.stopped_by_peer(ErrorCode::Internal);
         self.stop_due = None;
     }
 

@@ -26,6 +26,7 @@ over_each_carrier!(
     a_stop_arrives_with_its_code_while_the_sender_is_silent,
     a_stop_arrives_while_nobody_reads_what_was_sent_before,
     a_reader_that_is_dropped_stops_the_sender,
+    a_stream_that_is_dropped_whole_says_why,
     one_direction_can_be_stopped_while_the_other_goes_on,
     a_slow_reader_stops_only_its_own_stream,
     a_slow_reader_gets_everything_in_the_end,
@@ -63,12 +64,6 @@ async fn each_direction_ends_by_itself(carrier: Carrier) {
 
 async fn a_reset_arrives_with_its_code_and_is_never_a_clean_end(carrier: Carrier) {
     let Pair { agent, stub, .. } = pair(carrier).await;
-    let (_, (mut to_stub, _from_stub)) = {
-        let (opened, accepted) = stream(&stub, &agent).await;
-        write(&mut { opened.0 }, b"").await;
-        (drop(opened.1), accepted)
-    };
-    to_stub.reset(ErrorCode::UpstreamAborted);
     let ((_to_agent, mut from_agent), (mut to_stub, _from_stub)) = stream(&stub, &agent).await;
     write(&mut to_stub, b"half of it").await;
     to_stub.reset(ErrorCode::UpstreamAborted);
@@ -108,6 +103,20 @@ async fn a_reader_that_is_dropped_stops_the_sender(carrier: Carrier) {
     let ((_to_agent, from_agent), (to_stub, _from_stub)) = stream(&stub, &agent).await;
     drop(from_agent);
     assert_eq!(to_stub.stopped().await, Some(ErrorCode::Cancelled));
+}
+
+async fn a_stream_that_is_dropped_whole_says_why(carrier: Carrier) {
+    let Pair { agent, stub, .. } = pair(carrier).await;
+    let ((mut to_agent, from_agent), (to_stub, mut from_stub)) = stream(&stub, &agent).await;
+    to_agent.finish();
+    assert_eq!(rest(&mut from_stub).await, Ok(Bytes::from_static(b"hello, ")));
+    drop((to_agent, from_agent));
+    assert_eq!(to_stub.stopped().await, Some(ErrorCode::Cancelled));
+    let ((mut to_agent, mut from_agent), (to_stub, mut from_stub)) = stream(&stub, &agent).await;
+    to_agent.reset(ErrorCode::NotDispatched);
+    from_agent.stop(ErrorCode::LimitExceeded);
+    assert_eq!(to_stub.stopped().await, Some(ErrorCode::LimitExceeded));
+    assert_eq!(rest(&mut from_stub).await, Err(StreamReadError::Reset(ErrorCode::NotDispatched)));
 }
 
 async fn one_direction_can_be_stopped_while_the_other_goes_on(carrier: Carrier) {
