@@ -3,6 +3,7 @@
 mod arbitrary;
 mod limits;
 mod properties;
+mod records;
 mod rendering;
 mod specification;
 mod vectors;

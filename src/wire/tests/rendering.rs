@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::wire::{AuthMode, Frame, Identity, RequestHead, Welcome};
+use crate::wire::{AuthMode, Frame, Identity, Record, RequestHead, Welcome};
 
 /// One frame as one line.
 pub fn render(frame: &Frame) -> String {
@@ -45,6 +45,22 @@ pub fn render(frame: &Frame) -> String {
         Frame::Enroll(enroll) => {
             line.word("ENROLL").text("token", &enroll.token).value("request", hex(&enroll.request))
         }
+    };
+    line.0
+}
+
+/// One record of the TCP carrier as one line.
+pub fn render_record(record: &Record) -> String {
+    let mut line = Line::default();
+    match record {
+        Record::Bytes(bytes) => line.word("BYTES").word(&hex(bytes)),
+        Record::End => line.word("END"),
+        Record::Reset(code) => line.word("RESET").value("code", code.name()),
+        Record::Stop(code) => line.word("STOP").value("code", code.name()),
+        Record::Credit(offset) => line.word("CREDIT").value("offset", offset),
+        Record::Ping(number) => line.word("PING").value("number", number),
+        Record::Pong(number) => line.word("PONG").value("number", number),
+        Record::Close { code, reason } => line.word("CLOSE").value("code", code.name()).text("reason", reason),
     };
     line.0
 }

@@ -2,6 +2,7 @@
 
 use crate::wire::frame::FrameType;
 use crate::wire::limits::*;
+use crate::wire::record::RecordType;
 use crate::wire::{ErrorCode, FailureReason};
 
 const SPECIFICATION: &str = include_str!("../../../proto-spec/qtunnel-1.md");
@@ -30,12 +31,24 @@ fn the_specification_lists_every_frame_type() {
 }
 
 #[test]
+fn the_specification_lists_every_record_type() {
+    let types: Vec<RecordType> = (0..=0xff).filter_map(RecordType::from_value).collect();
+    assert_eq!(types.len(), 8);
+    for record_type in types {
+        assert_row(&format!("| {:#04x} | {} |", record_type as u64, record_type.name()));
+    }
+}
+
+#[test]
 fn the_specification_names_every_limit() {
     for row in [
         format!("| REQUEST_HEAD, RESPONSE_HEAD | {} bytes of payload |", grouped(MAX_HEAD_LENGTH)),
         format!("| any other message | {} bytes of payload |", grouped(MAX_MESSAGE_LENGTH)),
         format!("| DATA | {} bytes of payload |", grouped(MAX_DATA_LENGTH)),
         format!("| a skipped frame | {} bytes of payload |", grouped(MAX_SKIPPED_LENGTH)),
+        format!("| BYTES | {} bytes of payload |", grouped(MAX_DATA_LENGTH)),
+        format!("| reason of CLOSE | {} bytes |", grouped(MAX_REASON_LENGTH)),
+        format!("| a skipped record | {} bytes of payload |", grouped(MAX_SKIPPED_LENGTH)),
         format!("| header fields in a head or in trailers | {MAX_HEADER_COUNT} |"),
         format!("| groups of an identity; entries of its extra | {MAX_IDENTITY_ENTRIES} each |"),
         format!("| certificates in a chain; other stubs in a WELCOME | {MAX_LIST_ENTRIES} each |"),

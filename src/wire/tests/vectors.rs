@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::rendering::{hex, render};
-use super::{Direction, joined, read_all, write_all};
+use super::{Direction, joined, read_all, records, write_all};
 use crate::wire::{ErrorCode, Frame, WireError, read_varint, write_varint};
 
 #[test]
@@ -14,7 +14,10 @@ fn every_vector_of_the_specification_is_read_as_it_says() {
     for vector in all_vectors() {
         let (means, error) = match Direction::ALL.into_iter().find(|direction| direction.name() == vector.stream) {
             Some(direction) => read_stream(direction, &vector),
-            None => read_number(&vector),
+            None => match records::reader_for(&vector.stream) {
+                Some(reader) => records::read_vector(reader, vector.bytes.clone()),
+                None => read_number(&vector),
+            },
         };
         assert_eq!(means, vector.means, "what {} means", vector.place);
         assert_eq!(error, vector.error, "the error of {}", vector.place);
@@ -29,11 +32,14 @@ fn every_vector_in_the_form_we_write_is_written_so() {
                 let frames = read_all(direction, [vector.bytes.clone()]).frames;
                 write_all(direction, &frames).expect("a good vector can be written")
             }
-            None => {
-                let mut out = Vec::new();
-                write_varint(vector.means[0].parse().expect("a varint means a number"), &mut out);
-                out.into()
-            }
+            None => match records::reader_for(&vector.stream) {
+                Some(reader) => records::written(reader, vector.bytes.clone()),
+                None => {
+                    let mut out = Vec::new();
+                    write_varint(vector.means[0].parse().expect("a varint means a number"), &mut out);
+                    out.into()
+                }
+            },
         };
         assert_eq!(hex(&written), hex(&vector.bytes), "{}", vector.place);
     }
@@ -42,11 +48,16 @@ fn every_vector_in_the_form_we_write_is_written_so() {
 #[test]
 fn every_vector_is_read_alike_byte_by_byte() {
     for vector in all_vectors() {
+        let bytes = (0..vector.bytes.len()).map(|at| vector.bytes.slice(at..at + 1));
+        if let Some((one, another)) = records::reader_for(&vector.stream).zip(records::reader_for(&vector.stream)) {
+            let whole = records::read_all(one, [vector.bytes.clone()]);
+            assert_eq!(records::read_all(another, bytes), whole, "{}", vector.place);
+            continue;
+        }
         let Some(direction) = Direction::ALL.into_iter().find(|direction| direction.name() == vector.stream) else {
             continue;
         };
         let whole = read_all(direction, [vector.bytes.clone()]);
-        let bytes = (0..vector.bytes.len()).map(|at| vector.bytes.slice(at..at + 1));
         let piecemeal = read_all(direction, bytes);
         assert_eq!(joined(piecemeal.frames), joined(whole.frames), "{}", vector.place);
         assert_eq!(piecemeal.result, whole.result, "{}", vector.place);
@@ -72,6 +83,14 @@ fn there_is_a_vector_for_every_frame_and_every_error_of_a_stream() {
         "RENEW",
         "CERTIFICATE",
         "ENROLL",
+        "BYTES",
+        "END",
+        "RESET",
+        "STOP",
+        "CREDIT",
+        "PING",
+        "PONG",
+        "CLOSE",
     ] {
         assert!(seen.contains(frame), "{frame} has no vector");
     }
