@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Server {
     address: SocketAddr,
+    url: String,
     api: SampleApi,
     _shutdown: DropGuard,
 }
@@ -33,11 +35,28 @@ impl Server {
     }
 
     async fn of(api: SampleApi) -> Self {
+        Self::with_tls(api, None).await
+    }
+
+    /// Over TLS with a certificate of its own, HTTP/2 preferred.
+    async fn secure(api: SampleApi) -> Self {
+        let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = certified.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config = config.with_no_client_auth().with_single_cert(vec![certified.cert.into()], key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Self::with_tls(api, Some(Arc::new(config))).await
+    }
+
+    async fn with_tls(api: SampleApi, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        tokio::spawn(api.clone().serve(listener, None, shutdown.clone()));
-        Self { address, api, _shutdown: shutdown.drop_guard() }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        tokio::spawn(api.clone().serve(listener, tls, shutdown.clone()));
+        Self { address, url: format!("{scheme}://{address}"), api, _shutdown: shutdown.drop_guard() }
     }
 
     /// One HTTP/1.1 exchange on a connection of its own; the whole answer.
@@ -86,7 +105,7 @@ impl Kubectl {
             return None;
         };
         let home = tempfile::tempdir().unwrap();
-        Some(Self { program, server: format!("http://{}", server.address), home })
+        Some(Self { program, server: server.url.clone(), home })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -209,4 +228,251 @@ async fn kubectl_applies_patches_and_deletes() {
         kubectl.ok(&["delete", "namespace", "fresh"]).await;
         assert!(kubectl.fails(&["get", "pod", "one", "-n", "fresh"]).await.contains("NotFound"));
     }
+}
+
+#[tokio::test]
+async fn kubectl_exec_carries_input_output_and_exit_codes() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let exec = |rest: &[&'static str]| [&["exec", "-n", "demo", "web", "-c", "web"], rest].concat();
+        assert_eq!(kubectl.ok(&exec(&["--", "echo", "hi"])).await, "hi\n");
+        let output = kubectl.run(&exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"])).await;
+        assert_eq!((text(&output.stdout), output.status.code()), ("out\n".to_owned(), Some(7)));
+        assert!(text(&output.stderr).starts_with("err\n"));
+        let input: Vec<u8> = (0..200_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+        let output = kubectl.run_with(&exec(&["-i", "--", "cat"]), &input).await;
+        assert!(output.stdout == input, "{} bytes came back; {}", output.stdout.len(), text(&output.stderr));
+        let output = kubectl.run_with(&exec(&["-i", "--", "wc", "-c"]), &input).await;
+        assert_eq!(text(&output.stdout), "200000\n");
+        let zeros = kubectl.run(&exec(&["--", "head", "-c", "5000000", "/dev/zero"])).await;
+        assert_eq!(zeros.stdout.len(), 5_000_000);
+        let missing = kubectl.fails(&exec(&["--", "/no/such/program"])).await;
+        assert!(missing.contains("stat /no/such/program: no such file or directory"), "{missing}");
+        let unknown = kubectl.fails(&["exec", "-n", "demo", "web", "-c", "nope", "--", "echo"]).await;
+        assert!(unknown.contains("container nope is not valid for pod web"), "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn kubectl_cp_works_both_ways() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let folder = kubectl.home.path().join("d/sub");
+        std::fs::create_dir_all(&folder).unwrap();
+        let content: Vec<u8> = (0..100_000_u32).map(|n| (n * 31 % 256) as u8).collect();
+        std::fs::write(folder.join("b.bin"), &content).unwrap();
+        std::fs::write(kubectl.home.path().join("d").join("a".repeat(120)), "long name").unwrap();
+        kubectl.ok(&["cp", "-n", "demo", "d", "web:/tmp/d", "-c", "web"]).await;
+        kubectl.ok(&["cp", "-n", "demo", "web:/tmp/d", "back", "-c", "web"]).await;
+        assert!(std::fs::read(kubectl.home.path().join("back/sub/b.bin")).unwrap() == content);
+        let long = kubectl.home.path().join("back").join("a".repeat(120));
+        assert_eq!(std::fs::read_to_string(long).unwrap(), "long name");
+        kubectl.ok(&["exec", "-n", "demo", "web", "-c", "web", "--", "rm", "-rf", "/tmp/d"]).await;
+    }
+}
+
+#[tokio::test]
+async fn kubectl_attaches_and_reads_logs() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let attach = ["attach", "-n", "demo", "web", "-c", "sidecar", "-i"];
+        let output = kubectl.run_with(&attach, b"hello attach\n").await;
+        assert!(text(&output.stdout).ends_with("hello attach\n"), "{output:?}");
+        let tail = kubectl.ok(&["logs", "-n", "demo", "web", "-c", "fast", "--tail=3"]).await;
+        assert_eq!(tail.lines().filter(|line| line.starts_with("tick ")).count(), 3);
+        let mut follow =
+            kubectl.command(&["logs", "-n", "demo", "web", "-c", "fast", "-f", "--tail=1"]).spawn().unwrap();
+        let mut stdout = follow.stdout.take().unwrap();
+        let mut arrived = String::new();
+        while arrived.lines().count() < 20 {
+            let mut piece = [0; 1024];
+            let count = tokio::time::timeout(DEADLINE, stdout.read(&mut piece)).await.unwrap().unwrap();
+            assert!(count > 0, "the log ended: {arrived}");
+            arrived.push_str(&text(&piece[..count]));
+        }
+        follow.kill().await.unwrap();
+    }
+}
+
+/// A running `kubectl port-forward` and its local port.
+async fn forward(kubectl: &Kubectl, port: u16) -> (tokio::process::Child, u16) {
+    let mapping = format!(":{port}");
+    let arguments = ["port-forward", "-n", "demo", "pod/web", &mapping, "--address", "127.0.0.1"];
+    let mut child = kubectl.command(&arguments).spawn().unwrap();
+    let mut line = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    while !line.contains('\n') {
+        let byte = tokio::time::timeout(DEADLINE, stdout.read_u8()).await.unwrap().unwrap();
+        line.push(byte as char);
+    }
+    // Forwarding from 127.0.0.1:40123 -> 80
+    let port = line.split("127.0.0.1:").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    tokio::spawn(async move {
+        let mut rest = Vec::new();
+        let _ = stdout.read_to_end(&mut rest).await;
+    });
+    (child, port)
+}
+
+async fn through(port: u16, sent: &[u8]) -> Vec<u8> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let sent = sent.to_vec();
+    let writing = tokio::spawn(async move {
+        writer.write_all(&sent).await.unwrap();
+        writer.shutdown().await.unwrap();
+    });
+    let mut got = Vec::new();
+    tokio::time::timeout(DEADLINE, reader.read_to_end(&mut got)).await.expect("an answer in time").unwrap();
+    writing.await.unwrap();
+    got
+}
+
+#[tokio::test]
+async fn kubectl_forwards_many_connections_at_once() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let (_http, http) = forward(&kubectl, 80).await;
+        let request = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+        let pages: Vec<_> = (0..20).map(|_| tokio::spawn(through(http, request))).collect();
+        for page in pages {
+            assert!(text(&page.await.unwrap()).ends_with("hello from web\n"));
+        }
+        let (_bulk, bulk) = forward(&kubectl, 19).await;
+        assert_eq!(through(bulk, b"3000000\n").await.len(), 3_000_000);
+        let (_echo, echo) = forward(&kubectl, 7).await;
+        let data: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 253) as u8).collect();
+        assert!(through(echo, &data).await == data);
+        let (_count, count) = forward(&kubectl, 9).await;
+        assert_eq!(text(&through(count, &data).await), "1000000\n");
+        let (mut closed, port) = forward(&kubectl, 4444).await;
+        assert_eq!(through(port, b"").await, b"");
+        closed.start_kill().unwrap();
+        let complaint = closed.wait_with_output().await.unwrap();
+        assert!(text(&complaint.stderr).contains("connection refused"), "{}", text(&complaint.stderr));
+    }
+}
+
+#[tokio::test]
+async fn kubectl_watches_what_changes() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let watch =
+            kubectl.command(&["get", "cm", "-n", "demo", "-w", "-l", "set=watch", "-o", "name"]).spawn().unwrap();
+        let mut watch = watch;
+        let mut stdout = watch.stdout.take().unwrap();
+        let file = kubectl.file("w.yaml", &CONFIG_MAP.replace("name: cap", "name: w1, labels: {set: watch}"));
+        let writing = async {
+            loop {
+                kubectl.ok(&["apply", "-f", &file]).await;
+                kubectl.ok(&["delete", "-f", &file]).await;
+            }
+        };
+        let reading = async {
+            let mut seen = String::new();
+            while !seen.contains("configmap/w1\n") {
+                seen.push(stdout.read_u8().await.unwrap() as char);
+            }
+        };
+        tokio::select! {
+            () = writing => {}
+            done = tokio::time::timeout(DEADLINE, reading) => done.expect("an event in time"),
+        }
+        watch.kill().await.unwrap();
+        kubectl.run(&["delete", "-f", &file]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_ends_in_time_and_says_when_it_starts_too_early() {
+    let server = Server::start().await;
+    let path = "/api/v1/namespaces/demo/configmaps?watch=true&timeoutSeconds=1";
+    let answer = server.get(path, "").await;
+    assert!(answer.contains("{\"object\":{\"apiVersion\":\"v1\"") && answer.ends_with("0\r\n\r\n"), "{answer}");
+    let answer = server.get(&format!("{path}&resourceVersion=1"), "").await;
+    assert!(answer.contains("too old resource version: 1") && answer.contains("\"code\":410"), "{answer}");
+}
+
+fn guarded() -> SampleApi {
+    let pods = Rule::for_user("alice")
+        .verbs(&["get", "list"])
+        .resources(&["pods", "pods/log", "pods/exec"])
+        .namespaces(&["demo"]);
+    SampleApi::builder()
+        .token("agent-token", "agent", &[])
+        .token("alice-token", "alice", &["devs"])
+        .impersonator("agent")
+        .rule(pods)
+        .build()
+}
+
+#[tokio::test]
+async fn tokens_rules_and_impersonation_are_enforced() {
+    let server = Server::of(guarded()).await;
+    let pods = "/api/v1/namespaces/demo/pods";
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    assert!(server.get(pods, &bearer("wrong")).await.starts_with("HTTP/1.1 401"));
+    let anonymous = server.get(pods, "").await;
+    assert!(
+        anonymous.starts_with("HTTP/1.1 403")
+            && anonymous.contains(r#"User \"system:anonymous\" cannot list resource"#)
+    );
+    assert!(server.get(pods, &bearer("alice-token")).await.starts_with("HTTP/1.1 200"));
+    let refused = server.get("/api/v1/namespaces/kube-system/secrets", &bearer("alice-token")).await;
+    let message = r#""message":"secrets is forbidden: User \"alice\" cannot list resource \"secrets\" in API group \"\" in the namespace \"kube-system\"","reason":"Forbidden","details":{"kind":"secrets"},"code":403}"#;
+    assert!(refused.ends_with(message), "{refused}");
+    let as_alice = format!("{}Impersonate-User: alice\r\n", bearer("agent-token"));
+    assert!(server.get(pods, &as_alice).await.starts_with("HTTP/1.1 200"));
+    assert!(server.get("/api/v1/nodes", &as_alice).await.starts_with("HTTP/1.1 403"));
+    assert!(server.get("/api/v1/nodes", &bearer("agent-token")).await.starts_with("HTTP/1.1 200"));
+    let group_only = format!("{}Impersonate-Group: system:masters\r\n", bearer("agent-token"));
+    assert!(server.get(pods, &group_only).await.starts_with("HTTP/1.1 400"));
+    let exec = "/api/v1/namespaces/demo/pods/web/exec?command=true&stdout=true&container=web";
+    let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n";
+    let refused = server.get(exec, &format!("{}{upgrade}", bearer("alice-token"))).await;
+    assert!(refused.contains(r#"cannot create resource \"pods/exec\""#), "{refused}");
+}
+
+#[tokio::test]
+async fn kubectl_auth_asks_who_and_what() {
+    let server = Server::secure(guarded()).await;
+    for kubectl in kubectls(&server) {
+        let as_user = |token: &'static str, rest: &[&'static str]| {
+            [&["--insecure-skip-tls-verify", "--token", token], rest].concat()
+        };
+        let can = kubectl.ok(&as_user("alice-token", &["auth", "can-i", "list", "pods", "-n", "demo"])).await;
+        assert_eq!(can, "yes\n");
+        let can = kubectl.run(&as_user("alice-token", &["auth", "can-i", "delete", "pods", "-n", "demo"])).await;
+        assert!(text(&can.stdout).starts_with("no"), "{can:?}");
+        let whoami =
+            kubectl.run(&as_user("agent-token", &["auth", "whoami", "--as", "bob", "--as-group", "ops"])).await;
+        let whoami = format!("{}{}", text(&whoami.stdout), text(&whoami.stderr));
+        // kubectl 1.20 does not know the command.
+        assert!(whoami.contains("bob") && whoami.contains("ops") || whoami.contains("unknown"), "{whoami}");
+        let exec = ["exec", "-n", "demo", "web", "-c", "web", "--", "hostname"];
+        assert_eq!(kubectl.ok(&as_user("agent-token", &exec)).await, "web\n");
+        let refused = kubectl.fails(&as_user("alice-token", &exec)).await;
+        assert!(refused.contains("cannot create resource \"pods/exec\""), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn sample_endpoints_serve_benchmarks() {
+    let server = Server::start().await;
+    let bytes = server.get("/sample/bytes?n=300000", "").await;
+    assert!(bytes.contains("content-length: 300000") && bytes.len() > 300_000);
+    let cut = server.get("/sample/abort?after=1000", "").await;
+    assert!(cut.contains("content-length: ") && cut.ends_with("[connection reset]"), "{}", cut.len());
+    let redirect = server.get("/sample/redirect?to=https://elsewhere.example/", "").await;
+    assert!(redirect.starts_with("HTTP/1.1 302") && redirect.contains("location: https://elsewhere.example/"));
+    let headers = server.get("/sample/headers?a=%2f", "X-Tried: One\r\nX-Tried: Two\r\n").await;
+    assert!(headers.contains(r#""x-tried":["One","Two"]"#) && headers.contains("/sample/headers?a=%2f"), "{headers}");
+    let audit = server.get("/version", "Audit-ID: given-by-the-client\r\n").await;
+    assert!(audit.contains("audit-id: given-by-the-client"), "{audit}");
+    let echo = server
+        .exchange("POST /sample/echo HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+        .await;
+    assert!(echo.ends_with("hello"));
+    let stats = server.api.stats();
+    assert_eq!(stats.requests, 6);
 }

@@ -70,6 +70,11 @@ impl Pods {
         Ok(container.clone())
     }
 
+    /// Any container, for what belongs to the pod as a whole. Errors: 400 for a pod without containers.
+    pub fn first_container(&self, pod: &Value) -> Result<Arc<Container>, ApiError> {
+        self.container(pod, pod["spec"]["containers"][0]["name"].as_str())
+    }
+
     /// Ends the containers of a pod.
     pub fn stop(&self, namespace: &str, name: &str) {
         if let Some(pod) = self.lock().remove(&(namespace.to_owned(), name.to_owned())) {

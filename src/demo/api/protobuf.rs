@@ -183,7 +183,9 @@ fn read_message(mut bytes: &[u8], message: Message, depth: usize) -> Option<Valu
     let mut object = Map::new();
     while !bytes.is_empty() {
         let (number, wire) = next_field(&mut bytes)?;
-        let Some((_, name, kind)) = message.iter().find(|(n, _, _)| *n == number) else { continue };
+        let Some((_, name, kind)) = message.iter().find(|(n, _, _)| *n == number) else {
+            continue;
+        };
         match (kind, wire) {
             (Many(message), Wire::Slice(slice)) => push(&mut object, name, read_message(slice, message, depth + 1)?),
             (ManyTexts, Wire::Slice(slice)) => push(&mut object, name, text(slice)?),
@@ -289,7 +291,7 @@ mod tests {
 
     /// As kubectl 1.33 sends `create configmap cap-cm` (recorded).
     const CONFIG_MAP_BODY: &[u8] =
-        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x1c\n\x1a\n\x06cap-cm\x12\0\x1a\x04demo\"\0*\02\08\0B\0\x1a\0\"\0";
+        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x1c\n\x1a\n\x06cap-cm\x12\0\x1a\x04demo\"\0*\x002\x008\0B\0\x1a\0\"\0";
 
     #[test]
     fn a_config_map_of_kubectl_is_read() {
@@ -301,7 +303,7 @@ mod tests {
 
     #[test]
     fn an_access_review_of_kubectl_is_read() {
-        let body = b"k8s\0\n2\n\x17authorization.k8s.io/v1\x12\x17SelfSubjectAccessReview\x12@\n\x10\n\0\x12\0\x1a\0\"\0*\02\08\0B\0\x12\"\n \n\x04demo\x12\x06create\x1a\0\"\0*\x04pods2\0:\x04exec\x1a\x08\x08\0\x12\0\x1a\0 \0\x1a\0\"\0";
+        let body = b"k8s\0\n2\n\x17authorization.k8s.io/v1\x12\x17SelfSubjectAccessReview\x12@\n\x10\n\0\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\"\n \n\x04demo\x12\x06create\x1a\0\"\0*\x04pods2\0:\x04exec\x1a\x08\x08\0\x12\0\x1a\0 \0\x1a\0\"\0";
         let object = decode(body).unwrap();
         assert_eq!(object["spec"]["resourceAttributes"]["verb"], "create");
     }

@@ -25,12 +25,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Open, Shared,
     crud::Call,
+    exec,
     identity::{User, effective_user},
     logs, objects,
     payload::Payload,
+    port_forward,
     rbac::Attributes,
     request::{Query, ResourceTarget, Target},
-    resources::Resource,
+    resources::{Resource, pods},
     response::{self, Response},
     reviews, sample,
     status::{ApiError, Details, details_of, forbidden_message, forbidden_subject, quoted},
@@ -107,7 +109,9 @@ async fn serve_connection(
     let _ = stream.set_nodelay(true);
     let open = Open::new(&api.counters.open_connections);
     let stream = ResettableStream { stream, reset: handle.reset.clone(), _open: open };
-    let Some(acceptor) = acceptor else { return serve_http1(api, stream, handle).await };
+    let Some(acceptor) = acceptor else {
+        return serve_http1(api, stream, handle).await;
+    };
     match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => serve_http2(api, stream, handle).await,
         Ok(Ok(stream)) => serve_http1(api, stream, handle).await,
@@ -204,7 +208,9 @@ async fn dispatch(
             let resource = target.definition().ok_or_else(ApiError::no_such_resource)?;
             check_subresource(resource, &target)?;
             match target.subresource.as_deref() {
-                Some("log" | "exec" | "attach" | "portforward") => answer_pod(api, &target, &query, request),
+                Some("log" | "exec" | "attach" | "portforward") => {
+                    answer_pod(api, connection, &target, &query, request)
+                }
                 _ => answer_resource(api, connection, resource, &target, &query, &user, request).await,
             }
         }
@@ -282,7 +288,9 @@ fn watch_over_websocket(
     let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     tokio::spawn(async move {
         let _open = open;
-        let Ok(socket) = websocket::start(upgrade).await else { return };
+        let Ok(socket) = websocket::start(upgrade).await else {
+            return;
+        };
         let sender = socket.sender.clone();
         tokio::select! {
             ended = watch.run(Sink::Messages(socket.sender)) => if ended.is_err() { return },
@@ -296,18 +304,24 @@ fn watch_over_websocket(
 
 fn answer_pod(
     api: &Arc<Shared>,
+    connection: &ConnectionHandle,
     target: &ResourceTarget,
     query: &Query,
     request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
-    let resource = target.definition().ok_or_else(ApiError::no_such_resource)?;
     let (namespace, name) =
         (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
-    let pod = api.store.get(&Key::new(resource, namespace, name)).ok_or_else(|| ApiError::not_found(resource, name))?;
+    let pod = api.store.get(&Key::new(pods(), namespace, name)).ok_or_else(|| ApiError::not_found(pods(), name))?;
+    let container = || api.pods.container(&pod, query.get("container"));
     match target.subresource.as_deref() {
         Some("log") if request.method() == Method::GET => {
-            let name = query.get("container").unwrap_or_default();
-            logs::answer(api.pods.container(&pod, query.get("container"))?, name, query)
+            logs::answer(container()?, query.get("container").unwrap_or_default(), query)
+        }
+        Some("exec" | "attach") if exec::allows(request.method()) => {
+            exec::answer(api, connection, container()?, query, request)
+        }
+        Some("portforward") if exec::allows(request.method()) => {
+            port_forward::answer(api, connection, api.pods.first_container(&pod)?, request)
         }
         _ => Err(ApiError::method_not_allowed()),
     }

@@ -94,11 +94,6 @@ impl Store {
         Self { state: RwLock::default(), newest: watch::Sender::new(0) }
     }
 
-    /// The newest revision.
-    pub fn revision(&self) -> u64 {
-        self.read().revision
-    }
-
     /// Follows the newest revision.
     pub fn follow(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
@@ -302,7 +297,7 @@ mod tests {
         assert!(store.get(&key).is_none());
         store.create(pods(), key.clone(), object, Commit::Keep).unwrap();
         store.update(pods(), &key, Commit::Keep, |old| Ok(old.clone())).unwrap();
-        assert_eq!(store.revision(), 1);
+        assert_eq!(store.list(pods(), None, None).0, 1);
     }
 
     #[test]

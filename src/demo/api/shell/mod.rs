@@ -28,7 +28,9 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs a command as the first process of an exec.
 pub(super) async fn exec(container: Arc<Container>, command: &[String], mut io: Io<'_>) -> Exit {
-    let Some(program) = command.first() else { return Exit::NoSuchProgram(String::new()) };
+    let Some(program) = command.first() else {
+        return Exit::NoSuchProgram(String::new());
+    };
     if !programs::exists(program) {
         return Exit::NoSuchProgram(program.clone());
     }
@@ -48,7 +50,7 @@ pub(super) async fn exec(container: Arc<Container>, command: &[String], mut io: 
 }
 
 /// Joins the process a container runs already.
-pub(super) async fn attach(container: &Container, mut io: Io<'_>) -> Exit {
+pub(super) async fn attach(container: &Container, io: Io<'_>) -> Exit {
     match container.process {
         MainProcess::Cat => {
             while let Some(piece) = io.stdin.piece().await {
@@ -134,7 +136,9 @@ impl Shell {
                 }
             };
             let run = async {
-                let Some(line) = io.stdin.line().await else { return Flow::Exit(self.last) };
+                let Some(line) = io.stdin.line().await else {
+                    return Flow::Exit(self.last);
+                };
                 self.run_script(&line, io).await
             };
             let flow = tokio::select! {
