@@ -66,7 +66,8 @@ impl Head {
 
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.values(name).next()
+        let line = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        line.map(|(_, value)| value.as_str())
     }
 
     /// Every value of a header.

@@ -5,9 +5,14 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod capture;
+pub mod conversation;
+pub mod http1;
 pub mod kubectl;
 pub mod process;
+pub mod scripted_upstream;
 pub mod tunnel;
+pub mod user;
 
 use std::time::{Duration, Instant};
 
