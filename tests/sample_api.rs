@@ -476,3 +476,94 @@ async fn sample_endpoints_serve_benchmarks() {
     let stats = server.api.stats();
     assert_eq!(stats.requests, 6);
 }
+
+#[tokio::test]
+async fn kube_rs_lists_applies_watches_and_streams() {
+    use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+    use kube::api::{
+        Api, AttachParams, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    };
+
+    let server = Server::start().await;
+    let config = kube::Config::new(server.url.parse().unwrap());
+    let client = kube::Client::try_from(config).unwrap();
+    let (pods, maps): (Api<Pod>, Api<ConfigMap>) =
+        (Api::namespaced(client.clone(), "demo"), Api::namespaced(client, "demo"));
+    assert_eq!(pods.list(&ListParams::default().labels("app=web")).await.unwrap().items.len(), 1);
+
+    let version = maps.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let watch = maps.watch(&WatchParams::default().timeout(20), &version).await.unwrap();
+    let map: ConfigMap = serde_json::from_value(
+        serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rs"}, "data": {"a": "1"}}),
+    )
+    .unwrap();
+    let applied = maps.patch("rs", &PatchParams::apply("test"), &Patch::Apply(&map)).await.unwrap();
+    let mut stale = applied.clone();
+    stale.metadata.resource_version = Some("1".to_owned());
+    let conflict = maps.replace("rs", &PostParams::default(), &stale).await.unwrap_err();
+    assert!(conflict.to_string().contains("the object has been modified"), "{conflict}");
+    maps.delete("rs", &DeleteParams::default()).await.unwrap();
+    let mut watch = Box::pin(watch);
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let event = futures_util::StreamExt::next(&mut watch).await.unwrap().unwrap();
+        seen.push(match event {
+            WatchEvent::Added(_) => "added",
+            WatchEvent::Deleted(_) => "deleted",
+            _ => "other",
+        });
+    }
+    assert_eq!(seen, ["added", "deleted"]);
+
+    let parameters = AttachParams::default().container("web").stdin(true).stderr(false);
+    let mut process = pods.exec("web", ["cat"], &parameters).await.unwrap();
+    let (mut stdin, mut stdout) = (process.stdin().unwrap(), process.stdout().unwrap());
+    stdin.write_all(b"through kube-rs\n").await.unwrap();
+    let mut line = vec![0; 16];
+    tokio::time::timeout(DEADLINE, stdout.read_exact(&mut line)).await.unwrap().unwrap();
+    assert_eq!(line, b"through kube-rs\n");
+    process.abort();
+
+    let mut forwarder = pods.portforward("web", &[80, 4444]).await.unwrap();
+    let refused = tokio::time::timeout(DEADLINE, forwarder.take_error(4444).unwrap()).await.unwrap().unwrap();
+    assert!(refused.contains("connection refused"), "{refused}");
+    let mut page = forwarder.take_stream(80).unwrap();
+    page.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"hello from web\n") {
+        let mut piece = [0; 1024];
+        let count = tokio::time::timeout(DEADLINE, page.read(&mut piece)).await.unwrap().unwrap();
+        assert!(count > 0, "{}", text(&answer));
+        answer.extend_from_slice(&piece[..count]);
+    }
+}
+
+#[tokio::test]
+async fn nothing_stays_open_when_clients_are_gone() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let mut follow = kubectl.command(&["logs", "-n", "demo", "web", "-c", "web", "-f"]).spawn().unwrap();
+        let mut shell =
+            kubectl.command(&["exec", "-n", "demo", "web", "-c", "web", "--", "sleep", "1000"]).spawn().unwrap();
+        let (forwarding, port) = forward(&kubectl, 7).await;
+        let idle = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        until(|| server.api.stats().open_upgrades == 2 && server.api.stats().open_requests >= 1).await;
+        follow.kill().await.unwrap();
+        shell.kill().await.unwrap();
+        drop((forwarding, idle));
+        until(|| {
+            let stats = server.api.stats();
+            (stats.open_requests, stats.open_connections, stats.open_upgrades) == (0, 0, 0)
+        })
+        .await;
+    }
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect("it comes to hold in time");
+}

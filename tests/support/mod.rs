@@ -7,10 +7,12 @@
 
 pub mod capture;
 pub mod conversation;
+pub mod http;
 pub mod http1;
 pub mod kubectl;
 pub mod process;
 pub mod scripted_upstream;
+pub mod terminal;
 pub mod tunnel;
 pub mod user;
 

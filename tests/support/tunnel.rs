@@ -14,6 +14,9 @@ use super::process::{Finished, Input, Process};
 /// The group that the sample API lets do everything with its objects.
 pub const USERS: &str = "qtunnel:users";
 
+/// The group that the sample API lets act as other users and groups.
+pub const IMPERSONATORS: &str = "qtunnel:impersonators";
+
 /// The program with these arguments, not started yet. Nothing of the test's environment reaches it.
 pub fn qtunnel(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qtunnel"));

@@ -32,6 +32,8 @@ enum Kind {
     Time,
     /// `authentication/v1` `ExtraValue`: a list of texts in a message of its own.
     ExtraValue,
+    /// `intstr.IntOrString`.
+    IntegerOrText,
 }
 
 /// Decodes a body into the JSON object it stands for. Errors: 400 for what is malformed, 415 for a kind this API
@@ -57,15 +59,18 @@ fn message_of(kind: &str) -> Option<Message> {
         "Secret" => SECRET,
         "Namespace" | "ServiceAccount" => METADATA_ONLY,
         "Lease" => LEASE,
+        "Deployment" => DEPLOYMENT,
+        "Service" => SERVICE,
         "DeleteOptions" => DELETE_OPTIONS,
         "SelfSubjectReview" => METADATA_ONLY,
+        "SelfSubjectRulesReview" => SELF_SUBJECT_RULES_REVIEW,
         "SelfSubjectAccessReview" => SELF_SUBJECT_ACCESS_REVIEW,
         "SubjectAccessReview" => SUBJECT_ACCESS_REVIEW,
         _ => return None,
     })
 }
 
-use Kind::{Bool, Bytes, ExtraValue, Integer, Many, ManyTexts, One, Text, Time};
+use Kind::{Bool, Bytes, ExtraValue, Integer, IntegerOrText, Many, ManyTexts, One, Text, Time};
 
 const ENVELOPE: Message = &[(1, "typeMeta", One(&[(1, "apiVersion", Text), (2, "kind", Text)])), (2, "raw", Bytes)];
 
@@ -122,6 +127,65 @@ const LEASE: Message = &[
     ),
 ];
 
+/// As much as `kubectl create deployment` writes; anything else of a pod is left out.
+const DEPLOYMENT: Message = &[
+    (1, "metadata", One(OBJECT_META)),
+    (
+        2,
+        "spec",
+        One(&[
+            (1, "replicas", Integer),
+            (2, "selector", One(&[(1, "matchLabels", Kind::Map(&Text))])),
+            (3, "template", One(&[(1, "metadata", One(OBJECT_META)), (2, "spec", One(POD_SPEC))])),
+        ]),
+    ),
+];
+
+const POD_SPEC: Message = &[
+    (2, "containers", Many(CONTAINER)),
+    (3, "restartPolicy", Text),
+    (8, "serviceAccountName", Text),
+    (10, "nodeName", Text),
+];
+
+const CONTAINER: Message = &[
+    (1, "name", Text),
+    (2, "image", Text),
+    (3, "command", ManyTexts),
+    (4, "args", ManyTexts),
+    (6, "ports", Many(&[(1, "name", Text), (3, "containerPort", Integer), (4, "protocol", Text)])),
+    (7, "env", Many(&[(1, "name", Text), (2, "value", Text)])),
+    (14, "imagePullPolicy", Text),
+    (16, "stdin", Bool),
+    (18, "tty", Bool),
+];
+
+/// As much as `kubectl create service` writes.
+const SERVICE: Message = &[
+    (1, "metadata", One(OBJECT_META)),
+    (
+        2,
+        "spec",
+        One(&[
+            (
+                1,
+                "ports",
+                Many(&[
+                    (1, "name", Text),
+                    (2, "protocol", Text),
+                    (3, "port", Integer),
+                    (4, "targetPort", IntegerOrText),
+                    (5, "nodePort", Integer),
+                ]),
+            ),
+            (2, "selector", Kind::Map(&Text)),
+            (3, "clusterIP", Text),
+            (4, "type", Text),
+            (10, "externalName", Text),
+        ]),
+    ),
+];
+
 const DELETE_OPTIONS: Message = &[
     (1, "gracePeriodSeconds", Integer),
     (2, "preconditions", One(&[(1, "uid", Text), (2, "resourceVersion", Text)])),
@@ -152,6 +216,9 @@ const SELF_SUBJECT_ACCESS_REVIEW: Message = &[
         ]),
     ),
 ];
+
+const SELF_SUBJECT_RULES_REVIEW: Message =
+    &[(1, "metadata", One(OBJECT_META)), (2, "spec", One(&[(1, "namespace", Text)]))];
 
 const SUBJECT_ACCESS_REVIEW: Message = &[
     (1, "metadata", One(OBJECT_META)),
@@ -220,6 +287,12 @@ fn read_single(kind: &Kind, wire: &Wire<'_>, depth: usize) -> Option<Value> {
         (Integer, Wire::Number(number)) => number.cast_signed().into(),
         (One(message), Wire::Slice(slice)) => read_message(slice, message, depth + 1)?,
         (Time, Wire::Slice(slice)) => read_time(slice)?,
+        (IntegerOrText, Wire::Slice(slice)) => {
+            let mut value =
+                read_message(slice, &[(1, "type", Integer), (2, "number", Integer), (3, "text", Text)], depth + 1)?;
+            let is_text = value["type"] == 1;
+            value[if is_text { "text" } else { "number" }].take()
+        }
         (ExtraValue, Wire::Slice(slice)) => read_message(slice, &[(1, "items", ManyTexts)], depth + 1)?["items"].take(),
         _ => return None,
     })

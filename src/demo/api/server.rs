@@ -321,7 +321,7 @@ fn answer_pod(
             exec::answer(api, connection, container()?, query, request)
         }
         Some("portforward") if exec::allows(request.method()) => {
-            port_forward::answer(api, connection, api.pods.first_container(&pod)?, request)
+            port_forward::answer(api, connection, api.pods.first_container(&pod)?, query, request)
         }
         _ => Err(ApiError::method_not_allowed()),
     }
