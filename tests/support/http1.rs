@@ -35,6 +35,12 @@ pub enum Framing {
 }
 
 impl Head {
+    /// A head of these lines.
+    pub fn new(first_line: &str, headers: &[(&str, &str)]) -> Self {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { first_line: first_line.to_owned(), headers }
+    }
+
     /// Reads a head from the beginning of `bytes` if it is complete, and tells its length.
     pub fn parse(bytes: &[u8]) -> Option<(Self, usize)> {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
@@ -266,12 +272,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.socket.write_all(bytes).await?;
         self.socket.flush().await
-    }
-
-    /// Writes a head.
-    pub async fn write_head(&mut self, first_line: &str, headers: &[(&str, &str)]) -> io::Result<()> {
-        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        self.write(&Head { first_line: first_line.to_owned(), headers }.to_bytes()).await
     }
 
     /// Ends this direction cleanly.

@@ -11,6 +11,7 @@ pub mod http;
 pub mod http1;
 pub mod kubectl;
 pub mod process;
+pub mod scene;
 pub mod scripted_upstream;
 pub mod terminal;
 pub mod tunnel;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::http1::{Answer, Wire, within};
+use super::http1::{Answer, BodyDecoder, Framing, Head, Wire, within};
 use super::scripted_upstream::reset_on_drop;
 
 /// Somebody who can reach a stub, with a certificate or without.
@@ -36,7 +37,15 @@ pub struct User {
 pub type Http1 = Wire<TlsStream<TcpStream>>;
 
 /// A connection that speaks HTTP/2.
-pub type Http2 = SendRequest<BoxBody<Bytes, std::io::Error>>;
+pub type Http2 = SendRequest<Http2Body>;
+
+/// The body of a request over HTTP/2.
+pub type Http2Body = BoxBody<Bytes, std::io::Error>;
+
+/// No body.
+pub fn no_body() -> Http2Body {
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed()
+}
 
 impl User {
     /// The user of a kubeconfig file. `address` is where the stub is, whatever host name the file has.
@@ -114,16 +123,162 @@ impl User {
         format!("{method} {}{path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", self.prefix, self.host).into_bytes()
     }
 
-    /// Sends a request without a body on a connection of its own and waits for all of the answer.
+    /// Sends a request without a body on an HTTP/1.1 connection of its own and waits for all of the answer.
     pub async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut connection = self.connect().await;
-        within("sending", connection.write(&self.request(method, path, headers))).await.expect("a request is sent");
-        connection.answer(method).await
+        self.begin(Version::Http1, method, path, headers).await.rest().await
+    }
+
+    /// Sends a request without a body over a version of HTTP and waits for all of the answer.
+    pub async fn ask_over(&self, version: Version, method: &str, path: &str) -> Answer {
+        self.begin(version, method, path, &[]).await.rest().await
+    }
+
+    /// Sends a request without a body on a connection of its own and waits for the head of the answer.
+    pub async fn begin(&self, version: Version, method: &str, path: &str, headers: &[(&str, &str)]) -> Answering {
+        match version {
+            Version::Http1 => {
+                let mut connection = self.connect().await;
+                let request = self.request(method, path, headers);
+                within("sending a request", connection.write(&request)).await.expect("a request is sent");
+                Answering::read_http1(connection, method).await
+            }
+            Version::Http2 => {
+                let connection = self.connect_http2().await;
+                self.begin_on(&connection, method, path, headers, no_body()).await
+            }
+        }
+    }
+
+    /// The same on a connection that is there.
+    pub async fn begin_on(
+        &self,
+        connection: &Http2,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Http2Body,
+    ) -> Answering {
+        let answer = connection.clone().send_request(self.http2_request(method, path, headers, body));
+        Answering::read_http2(within("the head of an answer", answer).await.expect("an answer"))
+    }
+
+    /// A request for HTTP/2.
+    pub fn http2_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Http2Body,
+    ) -> http::Request<Http2Body> {
+        let mut request = http::Request::builder().method(method).uri(self.uri(path));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(body).expect("a request")
     }
 
     /// The URI of a path below the cluster, for HTTP/2.
     pub fn uri(&self, path: &str) -> String {
         format!("https://{}{}{path}", self.host, self.prefix)
+    }
+}
+
+/// A version of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Version {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+}
+
+/// An answer that is coming. Dropping it is what a client does that vanishes.
+pub struct Answering {
+    /// Its head.
+    pub head: Head,
+    /// What has come of its body.
+    pub body: Vec<u8>,
+    from: From,
+}
+
+enum From {
+    Http1(Box<Http1>, BodyDecoder, Framing),
+    Http2(hyper::body::Incoming),
+}
+
+/// What came next.
+enum Came {
+    Bytes,
+    End { complete: bool },
+}
+
+impl Answering {
+    /// The answer to a `method` request.
+    pub async fn read_http1(mut connection: Http1, method: &str) -> Self {
+        let head = within("the head of an answer", connection.head()).await;
+        let head = head.expect("an answer").expect("an answer before the connection ends");
+        let framing = head.answer_framing(method);
+        Self { head, body: Vec::new(), from: From::Http1(Box::new(connection), BodyDecoder::new(framing), framing) }
+    }
+
+    /// The answer on an HTTP/2 stream.
+    pub fn read_http2(answer: http::Response<hyper::body::Incoming>) -> Self {
+        let (head, body) = answer.into_parts();
+        let text = |value: &http::HeaderValue| value.to_str().expect("text").to_owned();
+        let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let head = Head { first_line: format!("HTTP/2 {}", head.status), headers };
+        Self { head, body: Vec::new(), from: From::Http2(body) }
+    }
+
+    /// Waits until `text` has come.
+    pub async fn until(&mut self, text: &str) {
+        while !self.body.ends_with(text.as_bytes()) {
+            if let Came::End { .. } = self.more().await {
+                panic!("the answer ended before {text:?}: {:?}", String::from_utf8_lossy(&self.body));
+            }
+        }
+    }
+
+    /// All of it, as far as it comes. A body that breaks off is an answer that is not complete.
+    pub async fn rest(mut self) -> Answer {
+        loop {
+            if let Came::End { complete } = self.more().await {
+                return Answer { head: self.head, body: self.body, complete };
+            }
+        }
+    }
+
+    /// The HTTP/1.1 connection behind it, its body left unread.
+    pub fn into_http1(self) -> Http1 {
+        match self.from {
+            From::Http1(connection, ..) => *connection,
+            From::Http2(_) => panic!("an HTTP/2 stream"),
+        }
+    }
+
+    async fn more(&mut self) -> Came {
+        match &mut self.from {
+            From::Http1(connection, decoder, framing) => {
+                match within("the body of an answer", connection.body_piece(decoder, &mut self.body)).await {
+                    Ok(true) => Came::Bytes,
+                    Ok(false) => Came::End { complete: decoder.is_complete() || *framing == Framing::UntilClose },
+                    Err(_aborted) => Came::End { complete: false },
+                }
+            }
+            From::Http2(frames) => match within("the body of an answer", frames.frame()).await {
+                None => Came::End { complete: true },
+                Some(Err(_reset)) => Came::End { complete: false },
+                Some(Ok(frame)) => {
+                    self.body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    Came::Bytes
+                }
+            },
+        }
     }
 }
 
