@@ -230,7 +230,7 @@ async fn play_one_over_http2(user: &User, mut connection: Http2, played: &Played
     for (name, value) in head.without(|name| name == "host" || name == "connection").headers {
         request = request.header(name, value);
     }
-    let body = Full::new(Bytes::from(body.clone())).map_err(|never| match never {}).boxed();
+    let body = Full::new(Bytes::from(body.clone())).map_err(|never| match never {}).boxed_unsync();
     let answer = connection.send_request(request.body(body).expect("a request"));
     let (head, mut answer) = within(id, answer).await.unwrap_or_else(|error| panic!("{id}: {error}")).into_parts();
     let lines = head.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned()));

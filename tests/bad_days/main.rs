@@ -7,6 +7,12 @@
 mod support;
 
 mod api_server;
+mod backpressure;
+mod exec;
+mod in_flight;
+mod lost_agent;
+mod lost_client;
+mod two_agents;
 
 /// A watch, which is long-running.
 const WATCH: &str = "/api/v1/namespaces/demo/pods?watch=true";

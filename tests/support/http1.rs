@@ -298,6 +298,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok(self.read.drain(..length).collect())
     }
 
+    /// Exactly the next `length` bytes of a body that comes in chunks.
+    pub async fn exactly_in_chunks(&mut self, length: usize) -> Vec<u8> {
+        let (mut decoder, mut body) = (BodyDecoder::new(Framing::Chunked), Vec::new());
+        while body.len() < length {
+            assert!(self.body_piece(&mut decoder, &mut body).await.expect("a chunk"), "the body ended early");
+        }
+        body
+    }
+
     /// Everything up to the end, and how it ended.
     pub async fn rest(&mut self) -> (Vec<u8>, End) {
         let end = loop {

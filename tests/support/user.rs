@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use http_body_util::combinators::BoxBody;
+use futures_util::{Stream, StreamExt, stream};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig};
@@ -40,11 +42,11 @@ pub type Http1 = Wire<TlsStream<TcpStream>>;
 pub type Http2 = SendRequest<Http2Body>;
 
 /// The body of a request over HTTP/2.
-pub type Http2Body = BoxBody<Bytes, std::io::Error>;
+pub type Http2Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// No body.
 pub fn no_body() -> Http2Body {
-    http_body_util::Empty::new().map_err(|never| match never {}).boxed()
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 impl User {
@@ -77,6 +79,11 @@ impl User {
     /// The same with another certificate.
     pub fn with_certificate(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { certificate: Some((chain, Arc::new(key))), ..self.clone() }
+    }
+
+    /// The same with something else before every path.
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self.clone() }
     }
 
     /// The same asking TLS for another name.
@@ -280,6 +287,12 @@ impl Answering {
             },
         }
     }
+}
+
+/// A body that never ends: these bytes, and then whatever comes of `more`.
+pub fn body_of(first: &'static [u8], more: impl Stream<Item = Bytes> + Send + 'static) -> Http2Body {
+    let pieces = stream::iter([Bytes::from_static(first)]).chain(more);
+    StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync()
 }
 
 /// What a client does that vanishes: ends the connection with RST.
