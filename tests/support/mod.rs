@@ -11,6 +11,7 @@ pub mod http;
 pub mod http1;
 pub mod kubectl;
 pub mod process;
+pub mod proxy;
 pub mod scene;
 pub mod scripted_upstream;
 pub mod terminal;
@@ -34,5 +35,17 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
         }
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         std::thread::sleep(INTERVAL);
+    }
+}
+
+/// The same for conditions that are asynchronous.
+pub async fn eventually_async<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
+        tokio::time::sleep(INTERVAL).await;
     }
 }
