@@ -12,6 +12,8 @@ mod exec;
 mod in_flight;
 mod lost_agent;
 mod lost_client;
+mod rogue_agent;
+mod rogue_stub;
 mod two_agents;
 
 /// A watch, which is long-running.

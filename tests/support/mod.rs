@@ -12,6 +12,7 @@ pub mod http1;
 pub mod kubectl;
 pub mod process;
 pub mod proxy;
+pub mod rogue;
 pub mod scene;
 pub mod scripted_upstream;
 pub mod terminal;

@@ -140,6 +140,24 @@ impl User {
         self.begin(version, method, path, &[]).await.rest().await
     }
 
+    /// The same, with the error if the answer breaks off before its head.
+    pub async fn try_to_ask(&self, version: Version, method: &str, path: &str) -> Result<Answer, String> {
+        let answering = match version {
+            Version::Http1 => {
+                let mut connection = self.connect().await;
+                let request = self.request(method, path, &[]);
+                within("sending a request", connection.write(&request)).await.expect("a request is sent");
+                Answering::try_to_read_http1(connection, method).await?
+            }
+            Version::Http2 => {
+                let request = self.http2_request(method, path, &[], no_body());
+                let answer = self.connect_http2().await.send_request(request).await;
+                Answering::read_http2(answer.map_err(|error| error.to_string())?)
+            }
+        };
+        Ok(answering.rest().await)
+    }
+
     /// Sends a request without a body on a connection of its own and waits for the head of the answer.
     pub async fn begin(&self, version: Version, method: &str, path: &str, headers: &[(&str, &str)]) -> Answering {
         match version {
@@ -226,11 +244,16 @@ enum Came {
 
 impl Answering {
     /// The answer to a `method` request.
-    pub async fn read_http1(mut connection: Http1, method: &str) -> Self {
-        let head = within("the head of an answer", connection.head()).await;
-        let head = head.expect("an answer").expect("an answer before the connection ends");
+    pub async fn read_http1(connection: Http1, method: &str) -> Self {
+        Self::try_to_read_http1(connection, method).await.expect("an answer")
+    }
+
+    async fn try_to_read_http1(mut connection: Http1, method: &str) -> Result<Self, String> {
+        let head = within("the head of an answer", connection.head()).await.map_err(|error| error.to_string())?;
+        let head = head.ok_or("the connection ended before an answer")?;
         let framing = head.answer_framing(method);
-        Self { head, body: Vec::new(), from: From::Http1(Box::new(connection), BodyDecoder::new(framing), framing) }
+        let from = From::Http1(Box::new(connection), BodyDecoder::new(framing), framing);
+        Ok(Self { head, body: Vec::new(), from })
     }
 
     /// The answer on an HTTP/2 stream.
