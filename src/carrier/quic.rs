@@ -48,6 +48,10 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
 
+/// Bytes that a peer may have in flight over all streams of a connection that a listening end has accepted, until it is
+/// trusted ([`Connection::trust`]): anybody can open such a connection, and what is not read is kept.
+const UNTRUSTED_WINDOW: u32 = 128 * 1024;
+
 /// Bytes of packets kept for one connection attempt before it is accepted. quinn's 10 MiB are generous for an address
 /// that anybody can send to.
 const INCOMING_BUFFER: u64 = 64 * 1024;
@@ -93,8 +97,10 @@ impl QuicListener {
     pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut transport = settings.transport(INITIAL_PERMITS_LISTENING);
+        transport.receive_window(UNTRUSTED_WINDOW.into());
         server
-            .transport_config(Arc::new(settings.transport(INITIAL_PERMITS_LISTENING)))
+            .transport_config(Arc::new(transport))
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
         let socket = udp_socket(address, settings)?;

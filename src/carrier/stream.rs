@@ -100,6 +100,11 @@ impl Connection {
         Ok((SendStream::new(send), RecvStream::new(recv)))
     }
 
+    /// Lets the peer send as much as the windows of its streams allow. A connection that was accepted takes little before.
+    pub fn trust(&self) {
+        self.connection.set_receive_window(quinn::VarInt::MAX);
+    }
+
     /// How many streams of the peer may be open at once. quinn sets memory aside for each.
     pub fn permit_streams(&self, count: u32) {
         self.connection.set_max_concurrent_bi_streams(count.into());
