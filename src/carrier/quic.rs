@@ -122,7 +122,8 @@ pub struct IncomingConnection {
 impl IncomingConnection {
     /// Where the attempt seems to come from.
     pub fn remote_address(&self) -> SocketAddr {
-        self.incoming.remote_address()
+        let address = self.incoming.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     /// Completes the handshake. Bound it with a deadline.

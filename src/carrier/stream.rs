@@ -116,7 +116,9 @@ impl Connection {
 
     /// The peer's address as it is now; it changes when the connection migrates.
     pub fn remote_address(&self) -> SocketAddr {
-        self.connection.remote_address()
+        let address = self.connection.remote_address();
+        // A socket for both families shows IPv4 peers as IPv6 ones.
+        SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     /// The certificate the peer presented and TLS verified, if it presented one.

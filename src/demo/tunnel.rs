@@ -157,7 +157,10 @@ impl DemoTunnel {
         let shutdown = demo.agent_shutdown.clone();
         demo.parts.spawn(async move { ("agent", agent.run(shutdown).await.map_err(DemoError::from)) });
         let shutdown = demo.shutdown.clone();
-        demo.parts.spawn(async move { ("stub", Ok(stub.run(shutdown).await)) });
+        demo.parts.spawn(async move {
+            stub.run(shutdown).await;
+            ("stub", Ok(()))
+        });
         Ok(demo)
     }
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::authorize::AuthorizationMode;
 use crate::carrier::QuicSettings;
+use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -160,6 +161,14 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A value is not possible.
+    #[error("the settings file {path} is not valid: {why}")]
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// Which value, and what is possible.
+        why: String,
+    },
     /// The file is not what it should be.
     #[error("the settings file {path} is not valid: {source}")]
     Invalid {
@@ -177,10 +186,30 @@ impl StubConfig {
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         let mut config: Self = toml::from_str(&text)
             .map_err(|source| ConfigError::Invalid { path: path.to_owned(), source: Box::new(source) })?;
+        config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
         config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
         Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("agents.certificate_ttl", self.agents.certificate_ttl),
+            ("agents.idle_timeout", self.agents.idle_timeout),
+            ("limits.handshake_timeout", self.limits.handshake_timeout),
+            ("limits.dispatch_timeout", self.limits.dispatch_timeout),
+            ("limits.response_timeout", self.limits.response_timeout),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| !value.is_positive()) {
+            return Err(format!("{key} has to be longer than nothing"));
+        }
+        let interval = self.agents.report_interval;
+        let allowed = MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL;
+        match interval.is_positive() && allowed.contains(&interval.unsigned_abs()) {
+            true => Ok(()),
+            false => Err(format!("agents.report_interval is {interval:#}, and has to be 10ms to 1h")),
+        }
     }
 
     /// Where the running stub answers `qtunnel status`.

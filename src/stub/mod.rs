@@ -19,7 +19,7 @@ mod shared;
 mod tunnel;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -161,13 +161,23 @@ async fn bind_both(
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let front = TcpListener::bind(address).await.map_err(|source| failed("TCP", source))?;
+        let front = bind_tcp(address).await.map_err(|source| failed("TCP", source))?;
         let chosen = front.local_addr().map_err(|source| failed("TCP", source))?;
         match QuicListener::bind(chosen, tls.clone(), &config.agents.quic()) {
             Ok(tunnel) => return Ok((front, tunnel)),
             Err(_taken) if address.port() == 0 && attempt < ATTEMPTS => {}
             Err(source) => return Err(failed("UDP", source)),
         }
+    }
+}
+
+/// `[::]` is every address of both families, except on a host without IPv6: there it is every IPv4 address.
+async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_no_ipv6) if address.ip() == Ipv6Addr::UNSPECIFIED && UdpSocket::bind("[::1]:0").is_err() => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
     }
 }
 

@@ -109,7 +109,7 @@ async fn answer(
 
     let outgoing = Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
     let exchange = dispatch(&shared.registry, outgoing, shared.patience).await?;
-    passed_on(exchange, &route, &method, upgrade, on_upgrade)
+    passed_on(exchange, &route, &method, upgrade, on_upgrade).await
 }
 
 /// The head that travels: without what belongs to the client's connection, and with an identity only in its own fields.
@@ -138,12 +138,12 @@ fn request_head(
         requested,
         bearer_token: None,
         upgrade,
-        client_address: Some(connection.address.ip()),
+        client_address: Some(connection.address.ip().to_canonical()),
     })
 }
 
 /// The agent's answer as the client gets it.
-fn passed_on(
+async fn passed_on(
     exchange: Exchange,
     route: &Route,
     method: &Method,
@@ -162,11 +162,14 @@ fn passed_on(
         write_upgrade(response.headers_mut(), upgrade);
         return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream }));
     }
+    if let Some(mut sender) = sender {
+        // A refused upgrade: no byte of the client ever follows. The answer may be read to its end all the same.
+        sender.finish().await.map_err(|error| Status::bad_gateway(error.to_string()))?;
+    }
     headers::strip_hop_by_hop(response.headers_mut()).map_err(|error| Status::bad_gateway(error.to_string()))?;
     prefix_location(response.headers_mut(), &route.prefix);
     let length = if has_body(method, head.status) { content_length(response.headers()) } else { None };
     let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream };
-    // A refused upgrade: the stream's other half is given up with `sender`, and no byte of the client ever went there.
     Ok(Answer::Tunnelled(response, rest))
 }
 

@@ -99,14 +99,24 @@ async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) ->
         return Err(Refusal::UnexpectedMessage);
     };
     match enrollment::enroll(shared, &request, connection.remote_address()).await {
-        Ok(certificate) => sender.send(&Frame::Certificate(certificate)).await?,
+        Ok(certificate) => last_word(connection, &mut sender, Frame::Certificate(certificate), patience).await,
         Err(error) => {
-            sender.send(&Frame::Refused(Refused { reason: error.peer_message() })).await?;
-            let _ = timeout(patience, connection.closed()).await;
-            return Err(error.into());
+            let refused = Frame::Refused(Refused { reason: error.peer_message() });
+            last_word(connection, &mut sender, refused, patience).await?;
+            Err(error.into())
         }
     }
-    // The agent closes when it has what it came for.
+}
+
+/// Says the last thing on a connection and leaves it to the agent to close it: closing it here could overtake the word.
+async fn last_word(
+    connection: &Connection,
+    sender: &mut FrameSender,
+    frame: Frame,
+    patience: Duration,
+) -> Result<(), Refusal> {
+    sender.send(&frame).await?;
+    sender.finish().await.map_err(SendError::from)?;
     let _ = timeout(patience, connection.closed()).await;
     Ok(())
 }
@@ -126,7 +136,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     };
     if hello.cluster != identity.cluster {
         let reason = format!("your certificate is for cluster \"{}\"", identity.cluster);
-        sender.send(&Frame::Refused(Refused { reason })).await?;
+        last_word(connection, &mut sender, Frame::Refused(Refused { reason }), patience).await?;
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
     let report_interval = shared.config.agents.report_interval.unsigned_abs();

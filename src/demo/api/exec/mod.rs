@@ -1,9 +1,9 @@
 //! `exec` and `attach`: a process behind an upgraded connection, over WebSocket or SPDY
 //! (`k8s.io/kubelet/pkg/cri/streaming/remotecommand`, `k8s.io/apimachinery/pkg/util/remotecommand`).
 
+mod outcome;
 mod over_spdy;
 mod over_websocket;
-mod outcome;
 
 use std::sync::Arc;
 
@@ -61,7 +61,9 @@ pub(super) fn answer(
     let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     if websocket::is_requested(request.method(), request.headers()) {
         let offered = websocket::offered_protocols(request.headers());
-        let Some(protocol) = over_websocket::Protocol::choose(&offered) else { return Ok(websocket::refuse_protocol()) };
+        let Some(protocol) = over_websocket::Protocol::choose(&offered) else {
+            return Ok(websocket::refuse_protocol());
+        };
         let response = websocket::accept(request.headers(), protocol.name())?;
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {

@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn old_protocols_get_text_and_nothing_for_success() {
         let command = ["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
-        let expected = "command terminated with non-zero exit code: error executing command [sh -c exit 7], exit code 7";
+        let expected =
+            "command terminated with non-zero exit code: error executing command [sh -c exit 7], exit code 7";
         assert_eq!(text(&Exit::Code(7), &command).as_deref(), Some(expected));
         assert_eq!(text(&Exit::Code(0), &command), None);
     }
