@@ -212,7 +212,7 @@ fn target_in(pod: &Value) -> Option<Target> {
 /// What to do about an error.
 fn advice(error: &CheckError) -> &'static str {
     let CheckError::Client(ClientError::Status { code, .. }) = error else {
-        return "run again with `--log debug` to see what stub and agent saw";
+        return "run again with `--log qtunnel=debug` to see what stub and agent saw";
     };
     match *code {
         StatusCode::UNAUTHORIZED => {
@@ -224,7 +224,7 @@ fn advice(error: &CheckError) -> &'static str {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
             "does the API server answer `kubectl get --raw /readyz` without the tunnel?"
         }
-        _ => "run again with `--log debug` to see what stub and agent saw",
+        _ => "run again with `--log qtunnel=debug` to see what stub and agent saw",
     }
 }
 
