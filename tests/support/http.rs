@@ -241,3 +241,29 @@ pub async fn read(response: Response<Incoming>) -> Answer {
     let body = tokio::time::timeout(DEADLINE, body.collect()).await.expect("a body in time").expect("a whole body");
     Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() }
 }
+
+/// An open answer, line by line.
+pub struct Lines {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// The lines of this body.
+    pub fn of(body: Incoming) -> Self {
+        Self { body, pending: Vec::new() }
+    }
+
+    /// The next line, without its end.
+    pub async fn next(&mut self) -> String {
+        loop {
+            if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return String::from_utf8_lossy(&line[..end]).into_owned();
+            }
+            let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("a line in time");
+            let frame = frame.expect("the answer goes on").expect("the answer is not broken off");
+            self.pending.extend_from_slice(frame.data_ref().expect("data"));
+        }
+    }
+}
