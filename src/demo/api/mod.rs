@@ -35,7 +35,7 @@ mod selector;
 mod server;
 mod services;
 mod shell;
-mod spdy;
+pub(super) mod spdy;
 mod status;
 mod store;
 mod table;
