@@ -35,6 +35,7 @@ mod selector;
 mod server;
 mod services;
 mod shell;
+mod sink;
 pub(super) mod spdy;
 mod status;
 mod store;
