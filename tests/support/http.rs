@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
@@ -261,9 +261,23 @@ impl Lines {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
                 return String::from_utf8_lossy(&line[..end]).into_owned();
             }
-            let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("a line in time");
-            let frame = frame.expect("the answer goes on").expect("the answer is not broken off");
+            let frame = self.frame().await.expect("the answer goes on").expect("the answer is not broken off");
             self.pending.extend_from_slice(frame.data_ref().expect("data"));
         }
+    }
+
+    /// Reads to the end, and says whether it is no clean one.
+    pub async fn is_broken_off(mut self) -> bool {
+        loop {
+            match self.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return true,
+                None => return false,
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("bytes or an end in time")
     }
 }
