@@ -100,7 +100,10 @@ async fn answer(
         .authorize(&user.identity, &route.cluster, &info)
         .map_err(|why| Status::forbidden(&user.identity, &info, &why))?;
 
-    let head = request_head(parts, &route, user.identity, connection, audit_id)?;
+    let mut head = request_head(parts, &route, user.identity, connection, audit_id)?;
+    if body.is_end_stream() {
+        say_that_the_body_is_empty(&mut head);
+    }
     record.set_requested_user(head.requested.as_ref());
     if head.upgrade.is_some() && !body.is_end_stream() {
         return Err(Status::bad_request("an upgrade request must not have a body"));
@@ -140,6 +143,14 @@ fn request_head(
         upgrade,
         client_address: Some(connection.address.ip().to_canonical()),
     })
+}
+
+/// Without a length the agent would have to announce a body of unknown length, as a client of HTTP/2 may have left it out
+/// (RFC 9110, section 8.6).
+fn say_that_the_body_is_empty(head: &mut RequestHead) {
+    if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) {
+        head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
 }
 
 /// The agent's answer as the client gets it.
