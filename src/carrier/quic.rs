@@ -89,14 +89,8 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// Bytes of packets kept for all connection attempts together.
 const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 
-/// Packets that the peer may take before it acknowledges (draft-ietf-quic-ack-frequency). Without the extension it is
-/// every second one; measured, that costs a tenth of the CPU time of small requests.
-const ACK_EVERY: u32 = 10;
-
 impl QuicSettings {
     fn transport(&self, permits: u32) -> quinn::TransportConfig {
-        let mut acknowledgements = quinn::AckFrequencyConfig::default();
-        acknowledgements.ack_eliciting_threshold(ACK_EVERY.into());
         let mut transport = quinn::TransportConfig::default();
         // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
@@ -106,8 +100,7 @@ impl QuicSettings {
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
-            .send_window(self.send_window)
-            .ack_frequency_config(Some(acknowledgements));
+            .send_window(self.send_window);
         transport
     }
 }
