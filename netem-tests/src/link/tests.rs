@@ -192,14 +192,15 @@ proptest! {
     }
 }
 
-/// The share lost of `packets`, and how far from `expected` it may be: four standard deviations, once in 16,000 runs.
-fn assert_measured_loss(loss: Loss, seed: u64, correlation: f64) {
+/// Measures a loss over many packets; it may be off by four standard deviations, which chance exceeds once in 16,000
+/// runs. `widening` is what correlated packets add to the binomial variance.
+fn assert_measured_loss(loss: Loss, seed: u64, widening: f64) {
     let packets = 100_000;
     let settings = PathSettings { loss, ..PathSettings::default() };
     let (_, counters) = run(&settings, seed, &vec![(1, 100); packets]);
     let expected = loss.long_run();
     let measured = counters.lost as f64 / packets as f64;
-    let deviation = (expected * (1.0 - expected) / packets as f64 * correlation).sqrt();
+    let deviation = (expected * (1.0 - expected) / packets as f64 * widening).sqrt();
     assert!((measured - expected).abs() <= 4.0 * deviation, "{measured} lost, {expected} asked for, seed {seed}");
 }
 
