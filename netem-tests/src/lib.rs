@@ -1,12 +1,16 @@
 //! An emulator of bad networks, for sockets and for unchanged programs.
 //!
 //! - [`link`]: what a link does to packets, as a state machine without IO.
+//! - [`emulator`]: runs a link in real time, and measures how late it was.
 //! - [`profile`]: networks by name, in TOML.
+//! - [`tun`]: a backend for unchanged programs, between two network namespaces; needs root.
 //! - [`units`]: rates, probabilities, times and sizes as people write them.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod emulator;
 pub mod link;
 pub mod profile;
+pub mod tun;
 pub mod units;

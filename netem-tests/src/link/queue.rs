@@ -60,8 +60,9 @@ impl Queue {
     }
 
     fn forget_sent(&mut self, now: Instant) {
-        while let Some(first) = self.unsent.pop_front_if(|first| first.sent <= now) {
+        while let Some(first) = self.unsent.front().filter(|first| first.sent <= now) {
             self.unsent_bytes -= first.bytes;
+            self.unsent.pop_front();
         }
     }
 }

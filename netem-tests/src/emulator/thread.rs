@@ -1,0 +1,114 @@
+//! The emulator's thread: wait, take, deliver.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::lateness::Histogram;
+use super::{Command, Ends, Link, Report};
+use crate::link::{Direction, Output};
+use crate::profile::Action;
+
+/// The kernel wakes us about this late; the rest of the way to a deadline is spent awake.
+const SPIN: Duration = Duration::from_micros(30);
+
+/// poll(2) may be late by a thousandth of its timeout, whatever the timer slack (`select_estimate_accuracy` in Linux's
+/// fs/select.c). A longer wait is made of shorter ones, so that this stays below [`SPIN`].
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
+
+pub(super) struct Runner<E: Ends> {
+    link: Link<E::Tag>,
+    ends: E,
+    commands: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    lateness: Histogram,
+}
+
+impl<E: Ends> Runner<E> {
+    pub(super) fn new(link: Link<E::Tag>, ends: E, commands: Receiver<Command>, wake: Arc<OwnedFd>) -> Self {
+        Self { link, ends, commands, wake, lateness: Histogram::new() }
+    }
+
+    pub(super) fn run(mut self) -> io::Result<()> {
+        be_punctual();
+        loop {
+            while let Ok(command) = self.commands.try_recv() {
+                match command {
+                    Command::Stop => return Ok(()),
+                    Command::Apply(action) => self.apply(action)?,
+                    // Whoever asked may have stopped waiting.
+                    Command::Report(reply) => _ = reply.try_send(self.report()),
+                }
+            }
+            let received = self.ends.receive(&mut self.link)?;
+            let deadlines = [self.deliver(Direction::Up)?, self.deliver(Direction::Down)?, self.ends.wake_at()];
+            if received == 0 {
+                self.wait(deadlines.into_iter().flatten().min())?;
+            }
+        }
+    }
+
+    fn apply(&mut self, action: Action) -> io::Result<()> {
+        match action {
+            Action::Blackout(lasts) => {
+                let now = Instant::now();
+                self.link.up.black_out(now, now + lasts);
+                self.link.down.black_out(now, now + lasts);
+                Ok(())
+            }
+            Action::NatRebind => self.ends.rebind_nat(),
+            Action::AddressChange => self.ends.change_address(),
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report { up: self.link.up.counters(), down: self.link.down.counters(), lateness: self.lateness.lateness() }
+    }
+
+    /// Delivers all that is due; returns when the next packet is.
+    fn deliver(&mut self, direction: Direction) -> io::Result<Option<Instant>> {
+        loop {
+            let now = Instant::now();
+            match self.link.path(direction).poll_output(now) {
+                Output::Packet { due, packet } => {
+                    self.lateness.record(now - due);
+                    self.ends.send(direction, packet)?;
+                }
+                Output::Deadline(deadline) => return Ok(Some(deadline)),
+                Output::Idle => return Ok(None),
+            }
+        }
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<()> {
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            left.saturating_sub(SPIN).min(LONGEST_WAIT)
+        });
+        if timeout == Some(Duration::ZERO) {
+            return Ok(());
+        }
+        let mut sources = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        self.ends.sources(&mut sources);
+        let timeout = timeout.map(|timeout| Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() });
+        match poll(&mut sources, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        Ok(())
+    }
+}
+
+/// Timers that fire when they should, and a place before the programs under test. What cannot be had is done without:
+/// the lateness tells.
+fn be_punctual() {
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -20);
+}
