@@ -40,7 +40,7 @@ fn connect(namespace: &Namespace, to: SocketAddr) -> TcpStream {
 /// Whether upper bounds on time can be asserted: not where the machine was too busy to emulate the link.
 fn is_valid(report: &TunReport) -> bool {
     if !report.is_valid() {
-        eprintln!("not judged: {} device drops, lateness {}", report.device_drops, report.link.lateness);
+        eprintln!("not judged:\n{report}");
     }
     report.is_valid()
 }
@@ -72,14 +72,16 @@ fn as_many_packets_are_lost_as_the_profile_says() {
     profile.down.loss = Loss::Independent(Probability::NEVER);
     let Some(mut network) = network(&profile) else { return };
     let server = udp(network.public(), PUBLIC_ADDRESS);
+    // What the echo is too slow for must not count as lost.
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&server, 64 << 20).unwrap();
     let client = udp(network.private(), PRIVATE_ADDRESS);
     let to = server.local_addr().unwrap();
     let echo = echo(server);
     let sent = 20_000;
     for number in 0..sent {
         client.send_to(&[0; 200], to).unwrap();
-        if number % 50 == 49 {
-            std::thread::sleep(Duration::from_millis(1));
+        if number % 10 == 9 {
+            std::thread::sleep(Duration::from_micros(500));
         }
     }
     let arrived = echo.join().unwrap();
@@ -110,27 +112,12 @@ fn tcp_fills_the_link_and_no_more() {
             continue;
         }
         let asked = profile.down.rate.unwrap().bits_per_second() as f64;
-        let start = (Instant::now(), cpu_seconds());
         let measured = bulk(sender, receiver, Duration::from_secs(6));
-        let cpu = (cpu_seconds() - start.1) / start.0.elapsed().as_secs_f64();
         let report = network.report().unwrap();
-        eprintln!(
-            "{name}, {congestion}: {:.1} of {:.1} Mbit/s; {:?}, lateness {}, {cpu:.2} cores",
-            measured / 1e6,
-            asked / 1e6,
-            report.link.down,
-            report.link.lateness
-        );
+        eprintln!("{name}, {congestion}: {:.1} of {:.1} Mbit/s\n{report}", measured / 1e6, asked / 1e6);
         assert!(measured <= asked);
         assert!(!is_valid(&report) || measured >= reach * asked);
     }
-}
-
-/// Of this process: the emulator, the sender and the receiver.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
 #[test]

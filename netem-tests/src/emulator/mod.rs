@@ -1,6 +1,8 @@
 //! Runs a link in real time: one thread takes packets from its ends, and delivers each when the model says so.
 
 mod lateness;
+mod load;
+mod punctual;
 mod thread;
 
 use std::fmt;
@@ -9,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, eventfd};
 
@@ -81,7 +83,7 @@ pub struct Control {
 }
 
 /// What an emulated link has done so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Report {
     /// What became of the packets from the agent to the stub.
     pub up: Counters,
@@ -89,6 +91,43 @@ pub struct Report {
     pub down: Counters,
     /// How much later than the model said packets were delivered.
     pub lateness: Lateness,
+    /// What the emulator itself took of the cores it shares with the programs under test.
+    pub processor_time: Duration,
+    /// Its share of one core in the busiest second.
+    pub peak_load: f64,
+}
+
+/// An emulator busier than this in any second makes a run invalid: packets have waited before it could take them,
+/// which their lateness does not show.
+pub const PEAK_LOAD: f64 = 0.9;
+
+impl Report {
+    /// Whether what was measured over this link says anything about the programs, and not about a machine too busy
+    /// to emulate it.
+    pub fn is_valid(&self) -> bool {
+        self.lateness.is_acceptable() && self.peak_load <= PEAK_LOAD
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "up:       {}", self.up)?;
+        writeln!(f, "down:     {}", self.down)?;
+        writeln!(f, "lateness: {}", self.lateness)?;
+        let (used, peak) = (self.processor_time.as_secs_f64(), self.peak_load * 100.0);
+        write!(f, "emulator: {used:.2} s of processor time, {peak:.0}% of a core in the busiest second")?;
+        if !self.is_valid() {
+            write!(f, "\nINVALID:  the machine was too busy to emulate this link (p99 lateness at most ")?;
+            write!(
+                f,
+                "{} us, max {} us, load {:.0}%)",
+                P99_LATENESS.as_micros(),
+                MAX_LATENESS.as_micros(),
+                PEAK_LOAD * 100.0
+            )?;
+        }
+        Ok(())
+    }
 }
 
 enum Command {

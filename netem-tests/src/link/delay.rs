@@ -22,6 +22,10 @@ impl Delay {
         Self { shortest: delay - jitter, spread: jitter * 2, reorder, random, last_arrival: None }
     }
 
+    pub(super) fn mean(&self) -> Duration {
+        self.shortest + self.spread / 2
+    }
+
     pub(super) fn arrival(&mut self, sent: Instant) -> Instant {
         let spread = self.spread.as_nanos().try_into().unwrap_or(u64::MAX);
         let arrival = sent + self.shortest + Duration::from_nanos(self.random.random_range(0..=spread));

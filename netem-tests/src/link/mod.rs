@@ -18,6 +18,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use chance::{Chance, Stage};
@@ -114,6 +115,15 @@ pub struct Counters {
     pub delivered_bytes: u64,
 }
 
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { offered, lost, blacked_out, queue_dropped, delivered, delivered_bytes, .. } = self;
+        write!(f, "{offered} packets in, {delivered} out ({delivered_bytes} bytes), {lost} lost by chance, ")?;
+        write!(f, "{queue_dropped} at a full queue, {blacked_out} in blackouts, ")?;
+        write!(f, "{} copied, {} corrupted", self.duplicated, self.corrupted)
+    }
+}
+
 /// One direction of a link.
 #[derive(Debug)]
 pub struct Path<T> {
@@ -197,6 +207,11 @@ impl<T: Clone> Path<T> {
     /// Whether the queue would take a packet of `wire_length` at `now`: for backends that can make senders wait.
     pub fn has_room(&mut self, now: Instant, wire_length: usize) -> bool {
         self.in_flight_bytes + wire_length <= MAX_IN_FLIGHT_BYTES && self.queue.has_room(now, wire_length)
+    }
+
+    /// The delay without jitter.
+    pub fn delay(&self) -> Duration {
+        self.delay.mean()
     }
 
     /// What became of the packets so far.

@@ -10,6 +10,7 @@ mod device;
 mod namespace;
 mod nat;
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -49,7 +50,7 @@ pub struct TunNetwork {
 }
 
 /// What a network has done so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TunReport {
     /// What the link has done.
     pub link: Report,
@@ -116,7 +117,17 @@ impl TunNetwork {
 impl TunReport {
     /// Whether what was measured on this network says anything.
     pub fn is_valid(&self) -> bool {
-        self.link.lateness.is_acceptable() && self.device_drops == 0
+        self.link.is_valid() && self.device_drops == 0
+    }
+}
+
+impl fmt::Display for TunReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.link)?;
+        if self.device_drops > 0 {
+            write!(f, "\nINVALID:  Linux has dropped {} packets at the devices, past the model", self.device_drops)?;
+        }
+        Ok(())
     }
 }
 
