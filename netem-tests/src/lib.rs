@@ -3,6 +3,7 @@
 //! - [`link`]: what a link does to packets, as a state machine without IO.
 //! - [`emulator`]: runs a link in real time, and measures how late it was.
 //! - [`profile`]: networks by name, in TOML.
+//! - [`relay`]: a backend in this process, for sockets on loopback; needs no privileges.
 //! - [`tun`]: a backend for unchanged programs, between two network namespaces; needs root.
 //! - [`units`]: rates, probabilities, times and sizes as people write them.
 
@@ -12,5 +13,6 @@
 pub mod emulator;
 pub mod link;
 pub mod profile;
+pub mod relay;
 pub mod tun;
 pub mod units;
