@@ -1,6 +1,7 @@
 //! An emulator of bad networks, for sockets and for unchanged programs.
 //!
 //! - [`link`]: what a link does to packets, as a state machine without IO.
+//! - [`backend`]: which ways of emulating a network this machine has.
 //! - [`emulator`]: runs a link in real time, and measures how late it was.
 //! - [`profile`]: networks by name, in TOML.
 //! - [`relay`]: a backend in this process, for sockets on loopback; needs no privileges.
@@ -10,6 +11,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod backend;
 pub mod emulator;
 pub mod link;
 pub mod profile;

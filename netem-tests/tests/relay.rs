@@ -135,8 +135,8 @@ fn a_rebound_nat_gives_datagrams_another_port_and_resets_streams() {
     let (listener, stream_relay) = tcp_relay(&profile("clean"));
     let (mut agent, _stub) = connected(&listener, || connect(&stream_relay));
 
-    relay.control().apply(Action::NatRebind);
-    stream_relay.control().apply(Action::NatRebind);
+    relay.control().apply(Action::NatRebind).unwrap();
+    stream_relay.control().apply(Action::NatRebind).unwrap();
     let after = source_seen_by_server(&client, &server, &relay, |from| from != before);
     assert_eq!(after.ip(), before.ip());
     assert_eq!(agent.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -147,13 +147,12 @@ fn a_changed_address_is_seen_by_the_stub_and_silences_streams() {
     let _alone = alone();
     let (server, client, relay) = udp_relay(&profile("clean"));
     let before = source_seen_by_server(&client, &server, &relay, |_| true);
-    relay.control().apply(Action::AddressChange);
+    relay.control().apply(Action::AddressChange).unwrap();
     source_seen_by_server(&client, &server, &relay, |from| from.ip() != before.ip());
 
     let (listener, relay) = tcp_relay(&profile("clean"));
     let (mut agent, mut stub) = connected(&listener, || connect(&relay));
-    relay.control().apply(Action::AddressChange);
-    std::thread::sleep(Duration::from_millis(100));
+    relay.control().apply(Action::AddressChange).unwrap();
     agent.write_all(b"anybody?").unwrap();
     stub.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     assert_eq!(stub.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -164,15 +163,14 @@ fn a_blackout_drops_datagrams_and_holds_streams_back() {
     let _alone = alone();
     let (server, client, relay) = udp_relay(&profile("clean"));
     let echo = echo(server);
-    relay.control().apply(Action::Blackout(Duration::from_secs(60)));
+    relay.control().apply(Action::Blackout(Duration::from_secs(60))).unwrap();
     assert_eq!(round_trips(&client, relay.address(), 1).len(), 0);
     echo.join().unwrap();
 
     let (listener, relay) = tcp_relay(&profile("clean"));
     let (mut agent, mut stub) = connected(&listener, || connect(&relay));
     let start = Instant::now();
-    relay.control().apply(Action::Blackout(Duration::from_secs(1)));
-    std::thread::sleep(Duration::from_millis(100));
+    relay.control().apply(Action::Blackout(Duration::from_secs(1))).unwrap();
     agent.write_all(b"later").unwrap();
     let mut received = [0; 5];
     stub.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -129,7 +129,7 @@ fn nothing_passes_during_a_blackout() {
     let to = server.local_addr().unwrap();
     let echo = echo(server);
     assert_eq!(round_trips(&client, to, 3).len(), 3);
-    network.control().apply(Action::Blackout(Duration::from_millis(1500)));
+    network.control().apply(Action::Blackout(Duration::from_millis(1500))).unwrap();
     // Each waits a second for its answer.
     assert_eq!(round_trips(&client, to, 1).len(), 0);
     std::thread::sleep(Duration::from_millis(600));
@@ -168,7 +168,7 @@ fn a_rebound_nat_shows_the_stub_another_port_and_resets_tcp() {
     let (listener, to) = listen(network.public());
     let (mut inside, _outside) = connected(&listener, || connect(network.private(), to));
 
-    network.control().apply(Action::NatRebind);
+    network.control().apply(Action::NatRebind).unwrap();
     let rebound = source_seen_by_server(&client, &server, |from| from.port() != local.port());
     assert_eq!(rebound.ip(), local.ip());
 
@@ -187,7 +187,7 @@ fn the_agent_changes_its_address() {
     let client = udp(network.private(), "0.0.0.0".parse().unwrap());
     for _ in 0..2 {
         let before = source_seen_by_server(&client, &server, |_| true).ip();
-        network.control().apply(Action::AddressChange);
+        network.control().apply(Action::AddressChange).unwrap();
         source_seen_by_server(&client, &server, |from| from.ip() != before);
     }
 }

@@ -74,7 +74,7 @@ pub struct Emulator {
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
-/// Changes a link while it is being emulated; may be cloned and outlive it, and then does nothing.
+/// Changes a link while it is being emulated; may be cloned, and outlive it.
 #[derive(Clone)]
 pub struct Control {
     commands: Sender<Command>,
@@ -131,7 +131,7 @@ impl fmt::Display for Report {
 }
 
 enum Command {
-    Apply(Action),
+    Apply(Action, SyncSender<io::Result<()>>),
     Report(SyncSender<Report>),
     Stop,
 }
@@ -171,7 +171,7 @@ impl Emulator {
     pub fn report(&mut self) -> io::Result<Report> {
         let (reply, answer) = sync_channel(1);
         self.control.send(Command::Report(reply));
-        answer.recv().map_err(|_| self.join().err().unwrap_or_else(|| io::Error::other("the emulator has ended")))
+        answer.recv().map_err(|_| self.join().err().unwrap_or_else(has_ended))
     }
 
     /// A handle that changes the link.
@@ -194,17 +194,27 @@ impl Drop for Emulator {
 }
 
 impl Control {
-    /// Makes this happen now.
-    pub fn apply(&self, action: Action) {
-        self.send(Command::Apply(action));
+    /// Makes this happen, and returns when it has begun.
+    ///
+    /// # Errors
+    /// When the backend cannot do it, or the emulation has ended.
+    pub fn apply(&self, action: Action) -> io::Result<()> {
+        let (reply, answer) = sync_channel(1);
+        self.send(Command::Apply(action, reply));
+        answer.recv().unwrap_or_else(|_| Err(has_ended()))
     }
 
     fn send(&self, command: Command) {
         // A thread that has ended has no use for commands; the report tells why it has ended.
         if self.commands.send(command).is_ok() {
+            // Fails when the counter is full, and then the thread is about to wake.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
     }
+}
+
+fn has_ended() -> io::Error {
+    io::Error::other("the emulator has ended")
 }
 
 impl fmt::Debug for Emulator {

@@ -50,8 +50,8 @@ impl<E: Ends> Runner<E> {
             while let Ok(command) = self.commands.try_recv() {
                 match command {
                     Command::Stop => return Ok(()),
-                    Command::Apply(action) => self.apply(action)?,
                     // Whoever asked may have stopped waiting.
+                    Command::Apply(action, reply) => _ = reply.try_send(self.apply(action)),
                     Command::Report(reply) => _ = reply.try_send(self.report()),
                 }
             }

@@ -93,10 +93,13 @@ impl fmt::Display for RelayReport {
 }
 
 impl RelayControl {
-    /// Makes this happen now.
-    pub fn apply(&self, action: Action) {
-        self.udp.apply(action);
-        self.tcp.apply(action);
+    /// Makes this happen, and returns when it has begun.
+    ///
+    /// # Errors
+    /// When the target is not on loopback, where the relay has only one address, or the emulation has ended.
+    pub fn apply(&self, action: Action) -> io::Result<()> {
+        self.udp.apply(action)?;
+        self.tcp.apply(action)
     }
 }
 

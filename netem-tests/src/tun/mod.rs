@@ -40,6 +40,18 @@ const DEVICE: &str = "link0";
 /// emulator sleeps a few milliseconds; this is half a second at 500 Mbit/s. The model's queue is what should be full.
 const DEVICE_QUEUE: u32 = 20_000;
 
+/// Whether this machine lets us make such a network.
+///
+/// # Errors
+/// Why not.
+pub fn probe() -> Result<(), TunError> {
+    Namespace::new("probe")
+        .map_err(failed("make a network namespace"))?
+        .run(|| device::open(DEVICE).and_then(|_device| ip("link set lo up")))
+        .and_then(|probed| probed)
+        .map_err(failed("open a TUN device and configure a network namespace"))
+}
+
 /// Two namespaces and the link between them. Dropping it removes everything.
 #[derive(Debug)]
 pub struct TunNetwork {
@@ -84,8 +96,8 @@ impl TunNetwork {
             udp_blocked: profile.udp_blocked,
             buffer: vec![0; profile.mtu.max(2048)],
         };
-        let emulator = Emulator::start("tun link", Link::new(profile, seed), ends)
-            .map_err(|source| TunError { what: "start the emulator", source })?;
+        let emulator =
+            Emulator::start("tun link", Link::new(profile, seed), ends).map_err(failed("start the emulator"))?;
         Ok(Self { emulator, public, private })
     }
 
@@ -133,7 +145,6 @@ impl fmt::Display for TunReport {
 
 /// A namespace with its device up and its address and route set.
 fn side(name: &'static str, address: IpAddr, profile: &Profile) -> Result<(Namespace, OwnedFd), TunError> {
-    let failed = |what| move |source| TunError { what, source };
     let namespace = Namespace::new(name).map_err(failed("make a network namespace"))?;
     let device =
         namespace.run(|| device::open(DEVICE)).and_then(|opened| opened).map_err(failed("open a TUN device"))?;
@@ -156,6 +167,10 @@ fn side(name: &'static str, address: IpAddr, profile: &Profile) -> Result<(Names
         .and_then(|done| done)
         .map_err(failed("configure a network namespace"))?;
     Ok((namespace, device))
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> TunError {
+    move |source| TunError { what, source }
 }
 
 /// Runs commands of iproute2 in the namespace of the calling thread.
