@@ -66,12 +66,16 @@ struct NetworkArgs {
     seed: u64,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
         Task::List { profiles } => list(profiles),
         Task::Link { network, public, command } => link(&network, public.as_deref(), &command),
         Task::Relay { network, to } => relay(&network, to),
-    }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 fn list(file: Option<PathBuf>) -> anyhow::Result<ExitCode> {

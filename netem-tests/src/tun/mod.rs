@@ -72,10 +72,10 @@ pub struct TunReport {
 
 /// A network cannot be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what}: {source} (two network namespaces need root, /dev/net/tun and iproute2)")]
+#[error("cannot {what}: {reason} (two network namespaces need root, /dev/net/tun and iproute2)")]
 pub struct TunError {
     what: &'static str,
-    source: io::Error,
+    reason: io::Error,
 }
 
 impl TunNetwork {
@@ -170,7 +170,7 @@ fn side(name: &'static str, address: IpAddr, profile: &Profile) -> Result<(Names
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> TunError {
-    move |source| TunError { what, source }
+    move |reason| TunError { what, reason }
 }
 
 /// Runs commands of iproute2 in the namespace of the calling thread.
