@@ -3,6 +3,7 @@
 //! - [`link`]: what a link does to packets, as a state machine without IO.
 //! - [`backend`]: which ways of emulating a network this machine has.
 //! - [`emulator`]: runs a link in real time, and measures how late it was.
+//! - [`interrupt`]: cleaning up when asked to stop.
 //! - [`profile`]: networks by name, in TOML.
 //! - [`relay`]: a backend in this process, for sockets on loopback; needs no privileges.
 //! - [`tun`]: a backend for unchanged programs, between two network namespaces; needs root.
@@ -13,6 +14,7 @@
 
 pub mod backend;
 pub mod emulator;
+pub mod interrupt;
 pub mod link;
 pub mod profile;
 pub mod relay;

@@ -9,10 +9,12 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use netem_tests::backend::Backend;
 use netem_tests::emulator::Script;
+use netem_tests::interrupt;
 use netem_tests::link::PathSettings;
 use netem_tests::profile::{Event, Profile, Profiles};
 use netem_tests::relay::Relay;
 use netem_tests::tun::{PRIVATE_ADDRESS, PUBLIC_ADDRESS, TunNetwork};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Run programs over bad networks.
 #[derive(Parser)]
@@ -97,6 +99,8 @@ fn list(file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
 }
 
 fn link(args: &NetworkArgs, public: Option<&str>, command: &[String]) -> anyhow::Result<ExitCode> {
+    // Before any thread is started, so that all of them leave the signals to one.
+    interrupt::hold_back()?;
     let profile = args.profile()?;
     let mut network = TunNetwork::start(&profile, args.seed)?;
     eprintln!("profile {}, backend tun: {PRIVATE_ADDRESS} <-> {PUBLIC_ADDRESS}", profile.name);
@@ -115,11 +119,23 @@ fn link(args: &NetworkArgs, public: Option<&str>, command: &[String]) -> anyhow:
     client.args(arguments);
     let control = network.control();
     let script = Script::start(profile.events.clone(), move |event| announce(event, control.apply(event.action)))?;
-    let status = network.private().run_to_end(client).with_context(|| format!("cannot start `{program}`"))?;
+    let mut client = network.private().spawn(client).with_context(|| format!("cannot start `{program}`"))?;
+    // Once the program has ended, all goes on as if it had ended by itself.
+    interrupt::on_interrupt(kill_later(client.id()))?;
+    let status = client.child().wait()?;
     drop(script);
     eprintln!("{}", network.report()?);
     // A program that was ended by a signal has no code of its own.
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+fn kill_later(process: u32) -> impl FnOnce() + Send + 'static {
+    move || {
+        if let Some(process) = Pid::from_raw(process.cast_signed()) {
+            // It may have ended already.
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
 }
 
 fn relay(args: &NetworkArgs, to: SocketAddr) -> anyhow::Result<ExitCode> {

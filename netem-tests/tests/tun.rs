@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -172,7 +173,6 @@ fn a_rebound_nat_shows_the_stub_another_port_and_resets_tcp() {
     let rebound = source_seen_by_server(&client, &server, |from| from.port() != local.port());
     assert_eq!(rebound.ip(), local.ip());
 
-    use std::io::{Read, Write};
     inside.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     inside.write_all(b"lost").unwrap();
     let error = inside.read(&mut [0; 1]).unwrap_err();
@@ -214,19 +214,25 @@ fn a_program_runs_in_its_namespace_and_ends_with_it() {
     show.args(["-o", "-4", "address", "show", "dev", "link0"]).stdout(Stdio::piped());
     let mut show = network.private().spawn(show).unwrap();
     let mut shown = String::new();
-    std::io::Read::read_to_string(show.child().stdout.as_mut().unwrap(), &mut shown).unwrap();
+    show.child().stdout.take().unwrap().read_to_string(&mut shown).unwrap();
     assert!(shown.contains(&PRIVATE_ADDRESS.to_string()), "{shown}");
 
-    let mut sleep = Command::new("sleep");
-    sleep.arg("1000");
-    let process = network.private().spawn(sleep).unwrap();
-    let id = process.id();
-    // As if this process had died: nobody drops the handle, but the namespace's thread ends.
-    std::mem::forget(process);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped());
+    let mut shell = network.private().spawn(shell).unwrap();
+    let mut grandchild = String::new();
+    BufReader::new(shell.child().stdout.take().unwrap()).read_line(&mut grandchild).unwrap();
+    let (child, grandchild) = (shell.id(), grandchild.trim().parse().unwrap());
+    assert!(is_running(child) && is_running(grandchild));
+    drop(shell);
     drop(network);
     let deadline = Instant::now() + Duration::from_secs(5);
-    while std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
-        assert!(Instant::now() < deadline, "sleep has outlived its namespace");
+    while is_running(child) || is_running(grandchild) {
+        assert!(Instant::now() < deadline, "a program has outlived its namespace");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn is_running(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

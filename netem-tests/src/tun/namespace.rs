@@ -4,22 +4,28 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// A network namespace, held by a thread that lives in it. When the thread ends, so do the programs it has started,
-/// and Linux removes the namespace; that includes the death of this process by any signal.
+/// A network namespace, held by a thread that lives in it. Dropping it kills every program that is still in it.
+///
+/// When the thread ends, whatever the reason, so do the programs it has started, and with the last program Linux
+/// removes the namespace: even a SIGKILL leaves nothing but what those programs had started themselves.
 #[derive(Debug)]
 pub struct Namespace {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// What /proc/PID/ns/net shows for those inside: `net:[NUMBER]`.
+    identity: PathBuf,
 }
 
-/// A program in a namespace. Dropping it kills the program and what it has started in its process group.
+/// A program in a namespace. Dropping it kills the program.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -38,15 +44,17 @@ impl Namespace {
         let thread = std::thread::Builder::new().name(format!("{name} side")).spawn(move || {
             // SAFETY: only the network namespace becomes this thread's own, not the table of file descriptors.
             let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
-            let failed = unshared.is_err();
+            let identity =
+                unshared.map_err(io::Error::from).and_then(|()| std::fs::read_link("/proc/thread-self/ns/net"));
+            let failed = identity.is_err();
             // `new` waits for this answer.
-            let _ = made.send(unshared);
+            let _ = made.send(identity);
             if !failed {
                 queue.into_iter().for_each(|job| job());
             }
         })?;
-        is_made.recv().map_err(|_| gone())??;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let identity = is_made.recv().map_err(|_| gone())??;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), identity })
     }
 
     /// Runs `job` on a thread in this namespace and returns what it returns. Sockets that it opens stay in this
@@ -69,29 +77,34 @@ impl Namespace {
         self.jobs.as_ref().ok_or_else(gone)?.send(Box::new(job)).map_err(|_| gone())
     }
 
-    /// Starts a program in the background.
+    /// Starts a program.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, mut command: Command) -> io::Result<Process> {
-        command.process_group(0);
         die_with_parent(&mut command);
         let child = self.run(move || command.spawn())??;
         Ok(Process { child })
     }
 
-    /// Runs a program in the foreground, where it shares our terminal and its signals, and waits for its end.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn run_to_end(&self, mut command: Command) -> io::Result<ExitStatus> {
-        die_with_parent(&mut command);
-        self.run(move || command.spawn())??.wait()
+    /// Kills what programs have left behind, and what that starts meanwhile.
+    fn kill_everything_inside(&self) {
+        let rounds = 100;
+        for _ in 0..rounds {
+            let inside = processes_in(&self.identity);
+            if inside.is_empty() {
+                return;
+            }
+            // One that has ended by itself is as good.
+            inside.into_iter().for_each(|process| _ = kill_process(process, Signal::KILL));
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        self.kill_everything_inside();
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
             // A job that panicked has said so.
@@ -114,14 +127,23 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A child that has been waited for may have left its group to somebody else.
-        if let Ok(None) = self.child.try_wait()
-            && let Some(group) = Pid::from_raw(self.child.id().cast_signed())
-        {
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
-        }
+        // Neither fails but for a child that has ended and been waited for.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The processes in a network namespace, but for this one, whose thread is there.
+fn processes_in(namespace: &Path) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let process = entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)?;
+            let is_inside = std::fs::read_link(entry.path().join("ns/net")).is_ok_and(|link| link == namespace);
+            (is_inside && process != rustix::process::getpid()).then_some(process)
+        })
+        .collect()
 }
 
 /// Has Linux kill the program when the thread that started it is gone.
