@@ -8,7 +8,7 @@ use crate::tun::{self, Namespace};
 /// A way of emulating a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// [`tun`](crate::tun).
+    /// [`tun`].
     Tun,
     /// [`relay`](crate::relay).
     Relay,

@@ -233,6 +233,20 @@ fn a_program_runs_in_its_namespace_and_ends_with_it() {
     }
 }
 
+#[test]
+fn the_threads_of_a_thread_in_a_namespace_are_there_too() {
+    let _alone = alone();
+    let Some(network) = network(&profile("clean")) else { return };
+    let server = udp(network.public(), PUBLIC_ADDRESS);
+    let to = server.local_addr().unwrap();
+    let echo = echo(server);
+    let answered = network.private().spawn_thread("driver", move || {
+        std::thread::spawn(move || round_trips(&UdpSocket::bind((PRIVATE_ADDRESS, 0)).unwrap(), to, 1).len()).join()
+    });
+    assert_eq!(answered.unwrap().join().unwrap().unwrap(), 1);
+    echo.join().unwrap();
+}
+
 fn is_running(process: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

@@ -57,8 +57,8 @@ impl Namespace {
         Ok(Self { jobs: Some(jobs), thread: Some(thread), identity })
     }
 
-    /// Runs `job` on a thread in this namespace and returns what it returns. Sockets that it opens stay in this
-    /// namespace wherever they are used.
+    /// Runs a short `job` on the thread that holds this namespace and returns what it returns. Sockets that it opens
+    /// stay in this namespace wherever they are used.
     ///
     /// # Errors
     /// When an earlier job has panicked.
@@ -75,6 +75,20 @@ impl Namespace {
     /// When an earlier job has panicked.
     pub fn start(&self, job: impl FnOnce() + Send + 'static) -> io::Result<()> {
         self.jobs.as_ref().ok_or_else(gone)?.send(Box::new(job)).map_err(|_| gone())
+    }
+
+    /// Starts a thread that lives in this namespace, and with it all threads that it starts: a runtime made there opens
+    /// its sockets here.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_thread<R: Send + 'static>(
+        &self,
+        name: &str,
+        main: impl FnOnce() -> R + Send + 'static,
+    ) -> io::Result<JoinHandle<R>> {
+        let builder = std::thread::Builder::new().name(name.to_owned());
+        self.run(move || builder.spawn(main))?
     }
 
     /// Starts a program.
