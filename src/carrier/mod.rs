@@ -17,7 +17,7 @@ mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
-pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings};
+pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};
 pub use tcp::{TcpDialer, TcpSettings, accepted_over_tcp};

@@ -1,11 +1,14 @@
 //! QUIC: quinn's endpoints, set up for tunnels.
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::stream::{Connection, ConnectionEnd};
@@ -27,6 +30,36 @@ pub struct QuicSettings {
     /// What the kernel is asked to buffer per socket and direction, in bytes. quinn sets none, and the kernel's default
     /// loses packets at multi-gigabit rates. Default 8 MiB; the kernel may grant less (`net.core.rmem_max`).
     pub socket_buffer: usize,
+    /// By what a listening end that lost its state, because it was started again, can tell its peers so at once (RFC 9000,
+    /// section 10.3); they would wait for the idle timeout otherwise. It has to be the same after the restart. Default: one
+    /// that is forgotten.
+    pub reset_secret: Option<ResetSecret>,
+}
+
+/// Where the tokens of stateless resets come from. Whoever knows it can end connections.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ResetSecret([u8; 32]);
+
+impl ResetSecret {
+    /// Uses these bytes, which nobody else may know.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// An endpoint answers only packets for connection ids that it can have given out, so those have to be recognizable
+    /// after a restart as well.
+    fn apply_to(&self, config: &mut quinn::EndpointConfig) {
+        let key = hmac::Key::new(HMAC_SHA256, &self.0);
+        let tag = hmac::sign(&key, b"connection ids");
+        let ids = tag.as_ref().iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte));
+        config.reset_key(Arc::new(key)).cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    }
+}
+
+impl fmt::Debug for ResetSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetSecret(..)")
+    }
 }
 
 impl Default for QuicSettings {
@@ -37,6 +70,7 @@ impl Default for QuicSettings {
             stream_window: 16 << 20,
             send_window: 64 << 20,
             socket_buffer: 8 << 20,
+            reset_secret: None,
         }
     }
 }
@@ -48,6 +82,10 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
 
+/// Bytes that a peer may have in flight over all streams of a connection that a listening end has accepted, until it is
+/// trusted ([`Connection::trust`]): anybody can open such a connection, and what is not read is kept.
+const UNTRUSTED_WINDOW: u32 = 128 * 1024;
+
 /// Bytes of packets kept for one connection attempt before it is accepted. quinn's 10 MiB are generous for an address
 /// that anybody can send to.
 const INCOMING_BUFFER: u64 = 64 * 1024;
@@ -55,14 +93,8 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// Bytes of packets kept for all connection attempts together.
 const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 
-/// Packets that the peer may take before it acknowledges (draft-ietf-quic-ack-frequency). Without the extension it is
-/// every second one; measured, that costs a tenth of the CPU time of small requests.
-const ACK_EVERY: u32 = 10;
-
 impl QuicSettings {
     fn transport(&self, permits: u32) -> quinn::TransportConfig {
-        let mut acknowledgements = quinn::AckFrequencyConfig::default();
-        acknowledgements.ack_eliciting_threshold(ACK_EVERY.into());
         let mut transport = quinn::TransportConfig::default();
         // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
@@ -72,8 +104,7 @@ impl QuicSettings {
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
-            .send_window(self.send_window)
-            .ack_frequency_config(Some(acknowledgements));
+            .send_window(self.send_window);
         transport
     }
 }
@@ -93,12 +124,18 @@ impl QuicListener {
     pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut transport = settings.transport(INITIAL_PERMITS_LISTENING);
+        transport.receive_window(UNTRUSTED_WINDOW.into());
         server
-            .transport_config(Arc::new(settings.transport(INITIAL_PERMITS_LISTENING)))
+            .transport_config(Arc::new(transport))
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
         let socket = udp_socket(address, settings)?;
-        Ok(Self { endpoint: endpoint(socket, Some(server))? })
+        let mut config = quinn::EndpointConfig::default();
+        if let Some(secret) = &settings.reset_secret {
+            secret.apply_to(&mut config);
+        }
+        Ok(Self { endpoint: endpoint(config, socket, Some(server))? })
     }
 
     /// The address that is listened on.
@@ -169,7 +206,8 @@ impl QuicDialer {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = udp_socket(any, &self.settings).map_err(|error| failed("cannot open a UDP socket", &error))?;
-        let endpoint = endpoint(socket, None).map_err(|error| failed("cannot use the UDP socket", &error))?;
+        let endpoint = endpoint(quinn::EndpointConfig::default(), socket, None)
+            .map_err(|error| failed("cannot use the UDP socket", &error))?;
         let connecting = endpoint
             .connect_with(self.config.clone(), address, server_name)
             .map_err(|error| failed("cannot connect", &error))?;
@@ -177,8 +215,12 @@ impl QuicDialer {
     }
 }
 
-fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
-    quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, Arc::new(quinn::TokioRuntime))
+fn endpoint(
+    config: quinn::EndpointConfig,
+    socket: UdpSocket,
+    server: Option<quinn::ServerConfig>,
+) -> io::Result<quinn::Endpoint> {
+    quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
 }
 
 fn udp_socket(address: SocketAddr, settings: &QuicSettings) -> io::Result<UdpSocket> {

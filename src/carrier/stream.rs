@@ -21,7 +21,7 @@ enum AnyConnection {
     Quic {
         connection: quinn::Connection,
         /// Held so that the socket lives as long as the connection that was dialled on it.
-        _endpoint: quinn::Endpoint,
+        endpoint: quinn::Endpoint,
     },
     Tcp(TcpConnection),
 }
@@ -89,7 +89,7 @@ pub enum StreamWriteError {
 
 impl Connection {
     pub(super) fn new(connection: quinn::Connection, endpoint: quinn::Endpoint) -> Self {
-        Self(AnyConnection::Quic { connection, _endpoint: endpoint })
+        Self(AnyConnection::Quic { connection, endpoint })
     }
 
     pub(super) fn over_tcp(connection: TcpConnection) -> Self {
@@ -122,6 +122,14 @@ impl Connection {
         }
     }
 
+    /// Lets the peer send as much as the windows of its streams allow. A connection that was accepted takes little before.
+    pub fn trust(&self) {
+        match &self.0 {
+            AnyConnection::Quic { connection, .. } => connection.set_receive_window(quinn::VarInt::MAX),
+            AnyConnection::Tcp(connection) => connection.trust(),
+        }
+    }
+
     /// How many streams of the peer may be open at once. quinn sets memory aside for each; over TCP none is, and the bound
     /// is fixed.
     pub fn permit_streams(&self, count: u32) {
@@ -136,6 +144,20 @@ impl Connection {
             AnyConnection::Quic { connection, .. } => connection.close(code.value().into(), reason.as_bytes()),
             AnyConnection::Tcp(connection) => connection.close(code, reason),
         }
+    }
+
+    /// Closes a connection (over QUIC: one that this end has dialled), and waits until the peer has had the time to hear of it (RFC 9000,
+    /// section 10.2), but no longer than `patience`. A process that ends right after [`close`](Self::close) may do so before
+    /// the packet has left, and the peer waits for the idle timeout.
+    pub async fn close_and_drain(&self, code: ErrorCode, reason: &str, patience: Duration) {
+        self.close(code, reason);
+        let draining = async {
+            match &self.0 {
+                AnyConnection::Quic { endpoint, .. } => endpoint.wait_idle().await,
+                AnyConnection::Tcp(connection) => connection.hung_up().await,
+            }
+        };
+        let _ = tokio::time::timeout(patience, draining).await;
     }
 
     /// Waits until the connection is no more.

@@ -43,7 +43,7 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     }
     let shutdown = shutdown_on_signal()?;
     let stub = Stub::bind(config).await?;
-    tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP for agents");
+    tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP and TCP for agents");
     stub.run(shutdown).await;
     Ok(ExitCode::SUCCESS)
 }
@@ -69,7 +69,7 @@ fn settings_text(args: &StubInitArgs) -> String {
 # The stub's name in logs and at its agents.
 # name = "stub"
 
-# Where to listen: TCP for users, UDP on the same port for agents.
+# Where to listen: TCP for users, UDP on the same port for agents. Agents whose network blocks UDP come over TCP too.
 listen = "[::]:{port}"
 
 # What users and agents dial; it is written into kubeconfigs.
@@ -100,11 +100,11 @@ mode = "allow-all"
 # report_interval = "5s"
 # How long a connection lives without a packet from the agent.
 # idle_timeout = "30s"
-# Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms.
+# Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms. At least 256 KiB over TCP.
 # stream_window = 16777216
 
 [limits]
-# Connections of clients at once.
+# Connections on the TCP port at once: clients, and agents over TCP.
 # client_connections = 20000
 # Requests at once on one HTTP/2 connection, watches among them.
 # requests_per_connection = 10000

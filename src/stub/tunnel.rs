@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::join_all;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
@@ -18,8 +19,8 @@ use crate::carrier::{
 };
 use crate::pki::{AgentIdentity, Validity};
 use crate::wire::{
-    ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Certificate, Drain, ErrorCode, Frame,
-    FrameReader, Hello, Refused, Renew, Welcome,
+    ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier, Certificate, Drain, ErrorCode, Frame,
+    FrameReader, Hello, Refused, Renew, Welcome, WireError,
 };
 
 /// Accepts agents until `shutdown`, then tells them to go elsewhere.
@@ -38,9 +39,12 @@ pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: Cancella
         tracing::warn!("some requests did not end in time and are cut off");
     }
     const REASON: &str = "the stub is shutting down";
+    const PATIENCE: Duration = Duration::from_secs(1);
     // The listener knows the connections over QUIC alone.
-    shared.registry.all().iter().for_each(|link| link.connection.close(ErrorCode::NoError, REASON));
-    listener.close(REASON, Duration::from_secs(1)).await;
+    let links = shared.registry.all().into_iter().filter(|link| link.connection.carrier() == Carrier::Tcp);
+    let hanging_up =
+        links.map(async |link| link.connection.close_and_drain(ErrorCode::NoError, REASON, PATIENCE).await);
+    tokio::join!(join_all(hanging_up), listener.close(REASON, PATIENCE));
 }
 
 /// Serves a connection of the TCP port that speaks for an agent, to its end.
@@ -172,6 +176,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
+    connection.trust();
     let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
@@ -257,9 +262,12 @@ impl Session<'_> {
         mut receiver: FrameReceiver,
         shutdown: CancellationToken,
     ) -> SessionEnd {
+        let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
+        tokio::pin!(refusing);
         loop {
             tokio::select! {
                 end = self.link.connection.closed() => return SessionEnd::Connection(end),
+                end = &mut refusing => return end,
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
                 () = shutdown.cancelled(), if !self.told_to_leave => {
                     self.told_to_leave = true;
@@ -319,6 +327,23 @@ impl Session<'_> {
                 tracing::warn!(agent = %self.link.identity, "refused to renew a certificate: {error}");
                 Frame::Refused(Refused { reason: error.peer_message() })
             }
+        }
+    }
+}
+
+/// An agent opens no stream but the control stream. One of a kind that a later version may know is refused by itself,
+/// anything else ends the session (proto-spec/qtunnel-1.md, section 3.2).
+async fn refuse_streams(connection: Connection, patience: Duration) -> SessionEnd {
+    loop {
+        let (mut send, recv) = match connection.accept().await {
+            Ok(stream) => stream,
+            Err(end) => return SessionEnd::Connection(end),
+        };
+        let mut receiver = FrameReceiver::new(recv, FrameReader::for_accepted_control());
+        match timeout(patience, receiver.next_frame()).await {
+            Ok(Err(ReceiveError::Frame(error @ WireError::UnknownStreamKind(_)))) => send.reset(error.code()),
+            Ok(Err(ReceiveError::Stream(_))) => {}
+            _ => return SessionEnd::UnexpectedMessage,
         }
     }
 }

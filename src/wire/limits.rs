@@ -21,8 +21,9 @@ pub const MAX_SKIPPED_LENGTH: usize = 64 * 1024;
 /// The longest reason of a CLOSE record, in bytes. What is longer is cut by the writer.
 pub const MAX_REASON_LENGTH: usize = 1000;
 
-/// How many bytes of each direction of a stream over TCP may be sent before the first CREDIT record.
-pub const INITIAL_CREDIT: u64 = 1024 * 1024;
+/// How many bytes of each direction of a stream over TCP may be sent before the first CREDIT record: as many as yamux's own
+/// window holds.
+pub const INITIAL_CREDIT: u64 = 256 * 1024;
 
 /// The most header fields in one head or trailer section.
 pub const MAX_HEADER_COUNT: usize = 512;

@@ -5,13 +5,20 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod capture;
+pub mod conversation;
 pub mod http;
+pub mod http1;
 pub mod kubectl;
 pub mod process;
 pub mod proxy;
 pub mod relay;
+pub mod rogue;
+pub mod scene;
+pub mod scripted_upstream;
 pub mod terminal;
 pub mod tunnel;
+pub mod user;
 
 use std::time::{Duration, Instant};
 

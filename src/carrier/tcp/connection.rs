@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, timeout};
 use tokio_rustls::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::super::stream::{ConnectionEnd, PathStats};
 use super::control::{CONNECTION_STREAM, ControlStream, Heard};
@@ -22,6 +23,7 @@ use super::socket::{Socket, SocketTraffic};
 use super::state::StreamState;
 use super::stream::{TcpRecvStream, TcpSendStream};
 use super::{MAX_INBOUND_DIALLING, MAX_INBOUND_LISTENING, TcpSettings, failed};
+use crate::wire::limits::INITIAL_CREDIT;
 use crate::wire::{ErrorCode, WireError};
 
 /// A connection over TCP. Clones are handles to the same one; it is closed when the last handle and the last stream are
@@ -56,6 +58,10 @@ struct Shared {
     closing: Mutex<Option<(ErrorCode, String)>>,
     close: Notify,
     end: watch::Sender<Option<ConnectionEnd>>,
+    /// Cancelled when the socket is closed too.
+    hung_up: CancellationToken,
+    /// Whether the peer is known; before that it may send little.
+    trusted: AtomicBool,
     /// Microseconds, smoothed; 0 before the first measurement.
     round_trip: AtomicU64,
     traffic: Arc<SocketTraffic>,
@@ -79,6 +85,8 @@ impl TcpConnection {
             closing: Mutex::new(None),
             close: Notify::new(),
             end: watch::Sender::new(None),
+            hung_up: CancellationToken::new(),
+            trusted: AtomicBool::new(side == Side::Dialling),
             round_trip: AtomicU64::new(0),
             traffic: Arc::default(),
         });
@@ -110,6 +118,16 @@ impl TcpConnection {
     /// Closes the connection and with it every stream.
     pub fn close(&self, code: ErrorCode, reason: &str) {
         self.0.shared.close(code, reason);
+    }
+
+    /// Lets the peer open more than one stream, with the whole window each.
+    pub fn trust(&self) {
+        self.0.shared.trusted.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until the connection is no more, the last word has been said, and the socket is closed.
+    pub async fn hung_up(&self) {
+        self.0.shared.hung_up.cancelled().await;
     }
 
     /// Waits until the connection is no more.
@@ -272,6 +290,7 @@ impl Driver {
         })
         .await;
         self.hang_up(over.last_word).await;
+        shared.hung_up.cancel();
     }
 
     /// Does whatever can be done now; ready when the connection is over.
@@ -406,11 +425,15 @@ impl Driver {
             self.control = Some(control);
             return Ok(());
         }
-        let pump = Pump::inbound(stream, self.window);
+        // Strangers get by with one stream, and the credit that every stream begins with.
+        let (limit, window) = match self.shared.trusted.load(Ordering::Relaxed) {
+            true => (self.accepting.max_capacity(), self.window),
+            false => (1, INITIAL_CREDIT),
+        };
+        let pump = Pump::inbound(stream, window);
         // The queue has room for as many as may be open; it is only fuller if the peer ends what nobody has accepted yet.
-        if self.accepting.try_send(pump.state.clone()).is_err() || self.inbound >= self.accepting.max_capacity() {
-            let what = "the streams of one connection";
-            return Err(Over::refused(&WireError::TooMany { what, limit: self.accepting.max_capacity() }));
+        if self.inbound >= limit || self.accepting.try_send(pump.state.clone()).is_err() {
+            return Err(Over::refused(&WireError::TooMany { what: "the streams of one connection", limit }));
         }
         self.inbound += 1;
         self.pumps.push(pump);

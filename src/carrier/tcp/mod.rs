@@ -35,7 +35,7 @@ pub struct TcpSettings {
     /// How often this end asks the peer for a sign of life, which also measures the round-trip time. Default 5 s.
     pub keep_alive: Duration,
     /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down. Not
-    /// less than 1 MiB. Default 16 MiB.
+    /// less than 256 KiB. Default 16 MiB.
     pub stream_window: u32,
 }
 

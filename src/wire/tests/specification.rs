@@ -47,6 +47,7 @@ fn the_specification_names_every_limit() {
         format!("| DATA | {} bytes of payload |", grouped(MAX_DATA_LENGTH)),
         format!("| a skipped frame | {} bytes of payload |", grouped(MAX_SKIPPED_LENGTH)),
         format!("| BYTES | {} bytes of payload |", grouped(MAX_DATA_LENGTH)),
+        format!("| BYTES of one direction before the first CREDIT | {} bytes |", grouped(INITIAL_CREDIT as usize)),
         format!("| reason of CLOSE | {} bytes |", grouped(MAX_REASON_LENGTH)),
         format!("| a skipped record | {} bytes of payload |", grouped(MAX_SKIPPED_LENGTH)),
         format!("| header fields in a head or in trailers | {MAX_HEADER_COUNT} |"),
