@@ -22,7 +22,7 @@ use super::pump::{Pump, PumpEnd};
 use super::socket::{Socket, SocketTraffic};
 use super::state::StreamState;
 use super::stream::{TcpRecvStream, TcpSendStream};
-use super::{MAX_INBOUND_DIALLING, MAX_INBOUND_LISTENING, TcpSettings, failed};
+use super::{MAX_INBOUND_DIALLING, MAX_INBOUND_LISTENING, TcpSettings, failed, yamux_config};
 use crate::wire::limits::INITIAL_CREDIT;
 use crate::wire::{ErrorCode, WireError};
 
@@ -412,6 +412,7 @@ impl Driver {
                 while self.poll_control(context)? {}
                 Err(Over::hung_up())
             }
+            Poll::Ready(Some(Err(error))) if is_end(&error) => Err(Over::hung_up()),
             Poll::Ready(Some(Err(error))) => Err(Over::broken(&error)),
             Poll::Pending => Ok(false),
         }
@@ -482,16 +483,13 @@ impl Over {
     }
 }
 
-/// Every stream has yamux's 256 KiB; beyond that, streams that are read as fast as bytes come share what two streams at the
-/// full window would have.
-fn yamux_config(settings: &TcpSettings) -> yamux::Config {
-    const YAMUX_WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
-    // Those of both sides and the connection stream count.
-    const STREAMS: usize = MAX_INBOUND_DIALLING + MAX_INBOUND_LISTENING + 1;
-    let mut config = yamux::Config::default();
-    config.set_max_connection_receive_window(None);
-    config.set_max_num_streams(STREAMS);
-    let growth = 2 * settings.stream_window as usize;
-    config.set_max_connection_receive_window(Some(STREAMS * YAMUX_WINDOW + growth));
-    config
+/// Whether the peer's end of the socket was closed without TLS's goodbye: its process has died.
+fn is_end(error: &yamux::ConnectionError) -> bool {
+    use yamux::{ConnectionError, FrameDecodeError};
+    match error {
+        ConnectionError::Io(error) | ConnectionError::Decode(FrameDecodeError::Io(error)) => {
+            error.kind() == std::io::ErrorKind::UnexpectedEof
+        }
+        _ => false,
+    }
 }

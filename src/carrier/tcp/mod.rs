@@ -117,6 +117,20 @@ fn set_up(socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Every stream has yamux's 256 KiB; beyond that, streams that are read as fast as bytes come share what two streams at the
+/// full window would have.
+fn yamux_config(settings: &TcpSettings) -> yamux::Config {
+    const YAMUX_WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
+    // Those of both sides and the connection stream count.
+    const STREAMS: usize = MAX_INBOUND_DIALLING + MAX_INBOUND_LISTENING + 1;
+    let mut config = yamux::Config::default();
+    config.set_max_connection_receive_window(None);
+    config.set_max_num_streams(STREAMS);
+    let growth = 2 * settings.stream_window as usize;
+    config.set_max_connection_receive_window(Some(STREAMS * YAMUX_WINDOW + growth));
+    config
+}
+
 fn failed(what: &str, error: &dyn std::fmt::Display) -> ConnectionEnd {
     ConnectionEnd::Failed(format!("{what}: {error}"))
 }
