@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
-use super::authorize::AuthorizationMode;
 use crate::carrier::QuicSettings;
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
@@ -51,12 +50,21 @@ pub struct AuthenticationConfig {
     pub token_file: Option<PathBuf>,
 }
 
-/// The `[authorization]` section. It has no default: leaving access open is a decision that somebody has to write down.
+/// The `[authorization]` section: its `mode`, and what belongs to that mode. It has no default: leaving access open is a
+/// decision that somebody has to write down.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthorizationConfig {
-    /// See [`AuthorizationMode`].
-    pub mode: AuthorizationMode,
+#[serde(tag = "mode", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AuthorizationConfig {
+    // Braces, because serde lets unknown keys pass beside a unit variant.
+    /// See [`super::authorize::AllowAll`].
+    AllowAll {},
+    /// See [`super::authorize::DenyAll`].
+    DenyAll {},
+    /// See [`super::authorize::PolicyFile`].
+    Policy {
+        /// The policy, YAML; relative to the settings file.
+        policy_file: PathBuf,
+    },
 }
 
 /// The `[agents]` section.
@@ -189,6 +197,9 @@ impl StubConfig {
         config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
+        if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
+            *policy_file = directory.join(&policy_file);
+        }
         config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
         Ok(config)
     }
@@ -220,4 +231,30 @@ impl StubConfig {
 
 fn default_name() -> String {
     "stub".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authorization(text: &str) -> Result<AuthorizationConfig, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_mode_of_authorization_has_the_keys_that_belong_to_it() {
+        assert_eq!(authorization("mode = 'allow-all'"), Ok(AuthorizationConfig::AllowAll {}));
+        let policy = AuthorizationConfig::Policy { policy_file: "p.yaml".into() };
+        assert_eq!(authorization("mode = 'policy'\npolicy_file = 'p.yaml'"), Ok(policy));
+        for wrong in [
+            "",
+            "mode = 'open'",
+            "mode = 'policy'",
+            "mode = 'allow-all'\npolicy_file = 'p.yaml'",
+            "mode = 'deny-all'\nx = 1",
+            "mode = 'policy'\npolicy_file = 'p.yaml'\nx = 1",
+        ] {
+            assert!(authorization(wrong).is_err(), "{wrong}");
+        }
+    }
 }

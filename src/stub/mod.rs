@@ -6,12 +6,13 @@
 mod access_log;
 pub mod admin;
 mod authenticate;
-mod authorize;
+pub mod authorize;
 mod body;
 pub mod config;
 mod dispatch;
 mod enrollment;
 mod front;
+mod open_requests;
 mod registry;
 mod request;
 mod route;
@@ -25,12 +26,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use authorize::AuthorizationMode;
-pub use config::{ConfigError, StubConfig};
+pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
 use crate::carrier::QuicListener;
@@ -39,7 +40,9 @@ use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
 use crate::pki::{TlsError, front_server_config, tunnel_server_config};
 use authenticate::Authenticator;
+use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
+use open_requests::OpenRequests;
 use registry::Registry;
 use shared::Shared;
 
@@ -51,6 +54,8 @@ pub struct Stub {
     tunnel: QuicListener,
     admin: UnixListener,
     tls: Arc<rustls::ServerConfig>,
+    policy_file: Option<Arc<PolicyFile>>,
+    reload: Arc<Notify>,
 }
 
 /// Why a stub cannot start.
@@ -70,6 +75,9 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The policy file.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A port is not to be had.
     #[error(
         "cannot listen on {protocol} {address}: {source}; choose another address with `listen` in the settings file"
@@ -109,8 +117,11 @@ impl Stub {
         let (front, tunnel) = bind_both(config.listen, tunnel_tls, &config).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
+        let (authorizer, policy_file) = authorizer(&config.authorization)?;
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(tokens),
+            authorizer,
+            open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
             patience: Patience { dispatch: config.limits.dispatch(), response: config.limits.response() },
@@ -118,7 +129,7 @@ impl Stub {
             keys,
             config,
         });
-        Ok(Self { shared, front, tunnel, admin, tls })
+        Ok(Self { shared, front, tunnel, admin, tls, policy_file, reload: Arc::default() })
     }
 
     /// The address that is listened on, TCP and UDP.
@@ -126,9 +137,15 @@ impl Stub {
         self.front.local_addr()
     }
 
+    /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
+    /// file.
+    pub fn reload(&self) -> Arc<Notify> {
+        self.reload.clone()
+    }
+
     /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls } = self;
+        let Self { shared, front, tunnel, admin, tls, policy_file, reload } = self;
         let socket = shared.config.admin_socket();
         let acceptor = TlsAcceptor::from(tls);
         tokio::join!(
@@ -136,9 +153,30 @@ impl Stub {
             tunnel::run(shared.clone(), tunnel, shutdown.clone()),
             admin::run(shared.clone(), admin, shutdown.clone()),
             shutdown.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
+            shutdown.run_until_cancelled(follow(policy_file, &reload)),
+            shutdown.run_until_cancelled(shared.open_requests.follow(&*shared.authorizer)),
         );
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
+    }
+}
+
+/// The authorizer of the settings, and the file that it has to follow.
+fn authorizer(config: &AuthorizationConfig) -> Result<(Arc<dyn Authorizer>, Option<Arc<PolicyFile>>), PolicyError> {
+    Ok(match config {
+        AuthorizationConfig::AllowAll {} => (Arc::new(AllowAll), None),
+        AuthorizationConfig::DenyAll {} => (Arc::new(DenyAll), None),
+        AuthorizationConfig::Policy { policy_file } => {
+            let file = Arc::new(PolicyFile::load(policy_file)?);
+            (file.clone(), Some(file))
+        }
+    })
+}
+
+async fn follow(policy_file: Option<Arc<PolicyFile>>, now: &Notify) {
+    match policy_file {
+        Some(file) => file.follow(now).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,14 +11,16 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::access_log::AccessRecord;
+use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AnswerBody, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, dispatch};
 use super::front::{ClientConnection, ClientSocket};
+use super::open_requests::OpenRequest;
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
 use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
-use crate::wire::{ErrorCode, Identity, RequestHead, UpgradeProtocol};
+use crate::wire::{ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
 /// (`apiserver/pkg/endpoints/filters/audit_init.go`).
@@ -38,11 +40,10 @@ pub async fn serve(
     let mut record = AccessRecord::new(&audit_id, request.method(), request.uri().path());
     let answer = answer(&shared, &connection, request, &audit_id, &mut record).await;
     let mut response = match answer {
-        Ok(Answer::Tunnelled(head, body)) => {
+        Ok(Answer::Tunnelled(head, rest)) => {
             record.set_status(head.status());
-            let (parts, ()) = head.into_parts();
-            let body = TunnelledBody { body: body.body, _upload: body.upload, stream: body.stream, record };
-            Response::from_parts(parts, AnswerBody::Tunnelled(Box::new(body)))
+            let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
+            head.map(|()| AnswerBody::Tunnelled(Box::new(body)))
         }
         Ok(Answer::Upgraded(head, upgraded)) => {
             record.set_status(head.status());
@@ -71,6 +72,7 @@ struct AnswerRest {
     body: ReceivedBody,
     upload: Option<super::body::AbortOnDrop>,
     stream: super::registry::OpenStream,
+    open: OpenRequest,
 }
 
 async fn answer(
@@ -93,13 +95,6 @@ async fn answer(
     }
 
     let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
-    shared
-        .config
-        .authorization
-        .mode
-        .authorize(&user.identity, &route.cluster, &info)
-        .map_err(|why| Status::forbidden(&user.identity, &info, &why))?;
-
     let head = request_head(parts, &route, user.identity, connection, audit_id)?;
     record.set_requested_user(head.requested.as_ref());
     if head.upgrade.is_some() && !body.is_end_stream() {
@@ -107,9 +102,43 @@ async fn answer(
     }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
-    let outgoing = Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
-    let exchange = dispatch(&shared.registry, outgoing, shared.patience).await?;
-    passed_on(exchange, &route, &method, upgrade, on_upgrade).await
+    let open = shared.open_requests.open(attributes(&head, &route.cluster, info));
+    authorize(&*shared.authorizer, open.attributes()).await?;
+
+    let outgoing = Outgoing {
+        cluster: &route.cluster,
+        info: &open.attributes().request,
+        head,
+        cluster_token: user.cluster_token,
+        body,
+    };
+    let exchange = tokio::select! {
+        exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
+        () = open.wait_until_revoked() => return Err(forbidden(open.attributes(), open.revoked().map_or("", |revoked| &revoked.0))),
+    };
+    passed_on(exchange, open, &route, &method, upgrade, on_upgrade).await
+}
+
+/// What is decided about: who asks, in whose name, and for what.
+fn attributes(head: &RequestHead, cluster: &ClusterId, request: RequestInfo) -> OwnedAttributes {
+    OwnedAttributes {
+        user: head.identity.clone(),
+        requested: head.requested.clone(),
+        cluster: cluster.clone(),
+        request,
+    }
+}
+
+async fn authorize(authorizer: &dyn Authorizer, attributes: &OwnedAttributes) -> Result<(), Status> {
+    match authorizer.authorize(attributes.borrowed()).await {
+        Ok(Decision::Allow(_)) => Ok(()),
+        Ok(Decision::Deny(why)) => Err(forbidden(attributes, &why)),
+        Err(error) => Err(Status::internal(error.to_string())),
+    }
+}
+
+fn forbidden(attributes: &OwnedAttributes, why: &str) -> Status {
+    Status::forbidden(&attributes.user, &attributes.request, why)
 }
 
 /// The head that travels: without what belongs to the client's connection, and with an identity only in its own fields.
@@ -145,6 +174,7 @@ fn request_head(
 /// The agent's answer as the client gets it.
 async fn passed_on(
     exchange: Exchange,
+    open: OpenRequest,
     route: &Route,
     method: &Method,
     upgrade: Option<UpgradeProtocol>,
@@ -160,7 +190,7 @@ async fn passed_on(
         };
         sender.make_raw();
         write_upgrade(response.headers_mut(), upgrade);
-        return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream }));
+        return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream, open }));
     }
     if let Some(mut sender) = sender {
         // A refused upgrade: no byte of the client ever follows. The answer may be read to its end all the same.
@@ -169,7 +199,7 @@ async fn passed_on(
     headers::strip_hop_by_hop(response.headers_mut()).map_err(|error| Status::bad_gateway(error.to_string()))?;
     prefix_location(response.headers_mut(), &route.prefix);
     let length = if has_body(method, head.status) { content_length(response.headers()) } else { None };
-    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream };
+    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream, open };
     Ok(Answer::Tunnelled(response, rest))
 }
 
@@ -213,6 +243,7 @@ struct UpgradedExchange {
     sender: crate::carrier::FrameSender,
     frames: crate::carrier::FrameReceiver,
     stream: super::registry::OpenStream,
+    open: OpenRequest,
 }
 
 impl UpgradedExchange {
@@ -223,7 +254,11 @@ impl UpgradedExchange {
             // The client went away before it had the 101; dropping the streams tells the agent.
             Err(_gone) => return,
         };
-        let end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)).await;
+        let end = tokio::select! {
+            end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)) => end,
+            // Dropping the relay disconnects the client and resets the stream.
+            () = self.open.wait_until_revoked() => return record.broken_off(&"the user has lost the right to it"),
+        };
         self.stream.add_to_client(end.received);
         self.stream.add_from_client(end.sent);
         record.add_bytes(end.received);

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::task::TaskTracker;
 
 use super::authenticate::Authenticator;
+use super::authorize::Authorizer;
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::open_requests::OpenRequests;
 use super::registry::Registry;
 use crate::pki::StubKeys;
 use crate::wire::ClusterId;
@@ -20,6 +22,10 @@ pub struct Shared {
     pub config: StubConfig,
     /// Who users are.
     pub authenticator: Authenticator,
+    /// What users may do.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// The requests that are open now.
+    pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
     /// The stub's keys.
