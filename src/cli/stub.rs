@@ -112,6 +112,25 @@ public_address = "{first}:{port}"
 mode = "allow-all"
 # policy_file = "policy.yaml"
 
+[audit]
+# Where to tell who did what, as audit.k8s.io/v1 events, a line of JSON for each: none, stdout, or file.
+sink = "none"
+# The file. It is rotated before it grows past max_length bytes; `keep` rotated ones (<path>.1, .2, ...) are kept.
+# path = "audit.log"
+# max_length = 104857600
+# keep = 10
+# What happens when the audit log cannot be written. It has no default:
+# block: no request passes without its place in the log; after 10 s it is refused with a 503.
+# drop:  requests pass, events are lost; the log says so and the metrics count them.
+# on_failure = "block"
+# Events that may wait to be written. With block each open request holds a place.
+# queue_length = 16384
+
+[admin]
+# Where to answer /metrics (Prometheus), /healthz, /readyz and /api/v1/status over plain HTTP. Nobody is authenticated
+# there: keep it on loopback or in a private network.
+# listen = "127.0.0.1:9443"
+
 [agents]
 # How long an agent's certificate is valid; agents renew theirs when two thirds are over.
 # certificate_ttl = "720h"

@@ -19,7 +19,8 @@ pub struct Status {
     /// A `StatusReason`; kubectl prints it in brackets. `None` where Kubernetes has no word for the code.
     reason: Option<&'static str>,
     message: String,
-    details: Details,
+    // Boxed, because a status is the error of many functions, and errors are best small.
+    details: Box<Details>,
     closes_connection: bool,
 }
 
@@ -42,7 +43,7 @@ impl Status {
         let cannot = format!("User {:?} cannot {} {}", identity.user, request.effective_verb(), object_of(request));
         let cannot = if why.is_empty() { cannot } else { format!("{cannot}: {why}") };
         Self {
-            details: Details::of(request),
+            details: Box::new(Details::of(request)),
             ..Self::new(StatusCode::FORBIDDEN, Some("Forbidden"), format!("{}{cannot}", subject_of(request)))
         }
     }
@@ -51,7 +52,7 @@ impl Status {
     pub fn unknown_cluster(cluster: &ClusterId) -> Self {
         let message = format!("cluster \"{cluster}\" not found: check the server address in your kubeconfig");
         Self {
-            details: Details { kind: "clusters".to_owned(), name: cluster.to_string(), ..Details::default() },
+            details: Box::new(Details { kind: "clusters".to_owned(), name: cluster.to_string(), ..Details::default() }),
             ..Self::new(StatusCode::NOT_FOUND, Some("NotFound"), message)
         }
     }
@@ -69,6 +70,13 @@ impl Status {
     /// 503 with `Retry-After`: the request provably never reached the API server, so sending it again is safe.
     pub fn never_dispatched(cluster: &ClusterId, why: &str) -> Self {
         Self::unavailable(format!("cluster \"{cluster}\": the request did not reach the API server: {why}"))
+    }
+
+    /// 503 with `Retry-After`: nothing passes without a place in the audit log, and that cannot be written at the moment.
+    pub fn not_audited() -> Self {
+        Self::unavailable(
+            "the access node cannot write its audit log at the moment; the request was not made".to_owned(),
+        )
     }
 
     /// 504 without `Retry-After`: the request may have reached the API server. client-go would send even a POST again after a
@@ -157,19 +165,19 @@ impl Status {
     }
 
     fn new(code: StatusCode, reason: Option<&'static str>, message: String) -> Self {
-        Self { code, reason, message, details: Details::default(), closes_connection: false }
+        Self { code, reason, message, details: Box::default(), closes_connection: false }
     }
 
     fn unavailable(message: String) -> Self {
         Self {
-            details: Details::retry_after(1),
+            details: Box::new(Details::retry_after(1)),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("ServiceUnavailable"), message)
         }
     }
 
     fn retry_later(message: String, seconds: u32) -> Self {
         Self {
-            details: Details::retry_after(seconds),
+            details: Box::new(Details::retry_after(seconds)),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, Some("TooManyRequests"), message)
         }
     }
@@ -177,7 +185,7 @@ impl Status {
 
 impl Serialize for Status {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let has_details = self.details != Details::default();
+        let has_details = *self.details != Details::default();
         let fields = 6 + usize::from(self.reason.is_some()) + usize::from(has_details);
         let mut status = serializer.serialize_struct("Status", fields)?;
         status.serialize_field("kind", "Status")?;

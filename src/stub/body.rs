@@ -9,8 +9,8 @@ use http_body_util::Full;
 use tokio::task::AbortHandle;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::access_log::AccessRecord;
 use super::open_requests::{OpenRequest, Revoked};
+use super::record::RequestRecord;
 use super::registry::OpenStream;
 use crate::carrier::{ReceiveError, ReceivedBody};
 
@@ -32,7 +32,7 @@ pub struct TunnelledBody {
     stream: OpenStream,
     open: OpenRequest,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
-    record: AccessRecord,
+    record: RequestRecord,
 }
 
 /// Why the body of an answer breaks off.
@@ -54,7 +54,7 @@ impl TunnelledBody {
         upload: Option<AbortOnDrop>,
         stream: OpenStream,
         open: OpenRequest,
-        record: AccessRecord,
+        record: RequestRecord,
     ) -> Self {
         let revoked = Box::pin(open.wait_until_revoked());
         Self { body, _upload: upload, stream, open, revoked, record }
@@ -67,9 +67,7 @@ impl TunnelledBody {
         }
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                self.stream.add_to_client(length);
-                self.record.add_bytes(length);
+                self.stream.meter().count_sent(frame.data_ref().map_or(0, Bytes::len));
                 if self.body.is_end_stream() {
                     self.record.complete();
                 }

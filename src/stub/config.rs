@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
+use super::audit::{AuditConfig, SinkConfig};
 use crate::carrier::QuicSettings;
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
@@ -32,6 +33,12 @@ pub struct StubConfig {
     pub authentication: AuthenticationConfig,
     /// What users may do.
     pub authorization: AuthorizationConfig,
+    /// Where it is told who did what. Default: nowhere but in the access log.
+    #[serde(default)]
+    pub audit: AuditConfig,
+    /// Where programs may ask what goes on. Default: only the admin socket.
+    #[serde(default)]
+    pub admin: AdminConfig,
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,
@@ -65,6 +72,15 @@ pub enum AuthorizationConfig {
         /// The policy, YAML; relative to the settings file.
         policy_file: PathBuf,
     },
+}
+
+/// The `[admin]` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Where to answer `/metrics`, `/healthz`, `/readyz` and `/api/v1/status` over plain HTTP, to whoever asks. Default:
+    /// nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The `[agents]` section.
@@ -199,6 +215,9 @@ impl StubConfig {
         config.state_dir = directory.join(&config.state_dir);
         if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
             *policy_file = directory.join(&policy_file);
+        }
+        if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
+            *path = directory.join(&path);
         }
         config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
         Ok(config)

@@ -30,7 +30,7 @@ pub struct Revoked(pub String);
 
 #[derive(Debug)]
 struct Entry {
-    attributes: OwnedAttributes,
+    attributes: Arc<OwnedAttributes>,
     cancelled: CancellationToken,
     /// Set before `cancelled`.
     revoked: OnceLock<Revoked>,
@@ -40,17 +40,21 @@ impl OpenRequests {
     /// Notes an open request. Do it before the request is authorized: a right that is taken away in between is then
     /// noticed either there or here.
     pub fn open(self: &Arc<Self>, attributes: OwnedAttributes) -> OpenRequest {
-        let entry = Arc::new(Entry { attributes, cancelled: CancellationToken::new(), revoked: OnceLock::new() });
+        let entry = Arc::new(Entry {
+            attributes: Arc::new(attributes),
+            cancelled: CancellationToken::new(),
+            revoked: OnceLock::new(),
+        });
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, entry.clone());
         OpenRequest { requests: self.clone(), id, entry }
     }
 
     /// Asks `authorizer` about every open request again whenever its decisions may have changed; never ends.
-    pub async fn follow(&self, authorizer: &dyn Authorizer) {
+    pub async fn follow(self: Arc<Self>, authorizer: Arc<dyn Authorizer>) {
         let Some(mut changes) = authorizer.changes() else { return std::future::pending().await };
         while changes.changed().await.is_ok() {
-            self.authorize_again(authorizer).await;
+            self.authorize_again(&*authorizer).await;
         }
         std::future::pending().await
     }
@@ -75,7 +79,7 @@ impl OpenRequests {
 
 impl Entry {
     fn revoke(&self, revoked: Revoked) {
-        let OwnedAttributes { user, cluster, request, .. } = &self.attributes;
+        let OwnedAttributes { user, cluster, request, .. } = &*self.attributes;
         tracing::warn!(user = user.user, %cluster, verb = request.verb, path = request.path, "ending a request: {revoked}");
         // Set already where the policy has changed twice meanwhile.
         let _ = self.revoked.set(revoked);
@@ -85,7 +89,7 @@ impl Entry {
 
 impl OpenRequest {
     /// What the request is about.
-    pub fn attributes(&self) -> &OwnedAttributes {
+    pub fn attributes(&self) -> &Arc<OwnedAttributes> {
         &self.entry.attributes
     }
 
@@ -166,8 +170,7 @@ mod tests {
     async fn a_request_that_is_not_allowed_any_more_is_told_so() {
         let (requests, authorizer) = (Arc::new(OpenRequests::default()), Arc::new(Switch::new()));
         let (alice, bob) = (requests.open(attributes("alice")), requests.open(attributes("bob")));
-        let (all, asked) = (requests.clone(), authorizer.clone());
-        let following = tokio::spawn(async move { all.follow(&*asked).await });
+        let following = tokio::spawn(requests.clone().follow(authorizer.clone()));
         tokio::task::yield_now().await;
         assert_eq!(alice.revoked(), None);
         authorizer.refuse("alice");

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::task::TaskTracker;
 
+use super::audit::AuditLog;
 use super::authenticate::Authenticator;
-use super::authorize::Authorizer;
+use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
 use crate::pki::StubKeys;
@@ -24,6 +26,12 @@ pub struct Shared {
     pub authenticator: Authenticator,
     /// What users may do.
     pub authorizer: Arc<dyn Authorizer>,
+    /// The file that the authorizer follows, if there is one.
+    pub policy_file: Option<Arc<PolicyFile>>,
+    /// Where it is told who did what.
+    pub audit: AuditLog,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// The requests that are open now.
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
