@@ -25,6 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Server {
     address: SocketAddr,
     url: String,
+    certificate: Option<rustls::pki_types::CertificateDer<'static>>,
     api: SampleApi,
     _shutdown: DropGuard,
 }
@@ -45,9 +46,11 @@ impl Server {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config =
             rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = config.with_no_client_auth().with_single_cert(vec![certified.cert.into()], key).unwrap();
+        let mut config =
+            config.with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Self::with_tls(api, Some(Arc::new(config))).await
+        let server = Self::with_tls(api, Some(Arc::new(config))).await;
+        Self { certificate: Some(certified.cert.der().clone()), ..server }
     }
 
     async fn with_tls(api: SampleApi, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
@@ -56,7 +59,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let scheme = if tls.is_some() { "https" } else { "http" };
         tokio::spawn(api.clone().serve(listener, tls, shutdown.clone()));
-        Self { address, url: format!("{scheme}://{address}"), api, _shutdown: shutdown.drop_guard() }
+        Self { address, url: format!("{scheme}://{address}"), certificate: None, api, _shutdown: shutdown.drop_guard() }
     }
 
     /// One HTTP/1.1 exchange on a connection of its own; the whole answer.
@@ -213,6 +216,7 @@ async fn kubectl_applies_patches_and_deletes() {
         assert_eq!(value, "2xb");
         let conflict = kubectl.fails(&["create", "cm", "cap", "-n", "demo"]).await;
         assert!(conflict.contains("configmaps \"cap\" already exists"), "{conflict}");
+        kubectl.ok(&["delete", "cm", "cap", "-n", "demo", "--dry-run=server"]).await;
         assert_eq!(kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await, "configmap \"cap\" deleted\n");
         let server_side = kubectl.ok(&["apply", "--server-side", "-f", &file]).await;
         assert_eq!(server_side, "configmap/cap serverside-applied\n");
@@ -566,4 +570,118 @@ async fn until(holds: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(DEADLINE, waiting).await.expect("it comes to hold in time");
+}
+
+async fn websocket(server: &Server, path: &str, protocol: &str) -> tokio_tungstenite::WebSocketStream<TcpStream> {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let mut request = format!("ws://{}{path}", server.address).into_client_request().unwrap();
+    if !protocol.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+    }
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    tokio_tungstenite::client_async(request, stream).await.unwrap().0
+}
+
+#[tokio::test]
+async fn watches_logs_and_old_exec_protocols_run_over_websocket() {
+    use futures_util::StreamExt;
+
+    let server = Server::start().await;
+    let mut watch = websocket(&server, "/api/v1/namespaces/demo/configmaps?watch=true", "").await;
+    let event = watch.next().await.unwrap().unwrap().into_text().unwrap();
+    assert!(event.contains(r#""type":"ADDED""#) && event.ends_with('\n'), "{event}");
+
+    let path = "/api/v1/namespaces/demo/pods/web/log?container=fast&follow=true&tailLines=1";
+    let mut log = websocket(&server, path, "binary.k8s.io").await;
+    for _ in 0..3 {
+        let line = log.next().await.unwrap().unwrap();
+        assert!(line.is_binary() && line.into_data().starts_with(b"tick "));
+    }
+    drop((watch, log));
+    until(|| server.api.stats().open_upgrades == 0).await;
+
+    let exec = "/api/v1/namespaces/demo/pods/web/exec?container=web&command=sh&command=-c&command=echo+out%3B+exit+7&stdout=true&stderr=true";
+    let messages = |protocol: &'static str| {
+        let server = &server;
+        async move {
+            let mut socket = websocket(server, exec, protocol).await;
+            let mut messages = Vec::new();
+            while let Some(Ok(message)) = socket.next().await {
+                messages.push(message);
+            }
+            messages
+        }
+    };
+    let old = messages("base64.channel.k8s.io").await;
+    let texts: Vec<_> = old.iter().filter(|m| m.is_text()).map(|m| m.to_text().unwrap().to_owned()).collect();
+    assert_eq!(texts[..2], ["1", "1b3V0Cg=="]);
+    assert!(texts[2].starts_with("3Y29tbWFuZCB0ZXJtaW5hdGVk"), "{texts:?}");
+    let new = messages("v5.channel.k8s.io").await;
+    assert_eq!(new[1].clone().into_data(), b"\x01out\n".as_slice());
+    let status = br#"{"metadata":{},"status":"Failure","message":"command terminated with non-zero exit code: command terminated with exit code 7","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
+    assert_eq!(new[2].clone().into_data(), [b"\x03".as_slice(), status].concat());
+    assert!(new[3].is_close());
+}
+
+#[tokio::test]
+async fn an_upload_that_is_too_large_is_told_so_over_http2() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let server = Server::secure(SampleApi::builder().build()).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(server.certificate.clone().unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = server.address.ip().into();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    for size in [4_000_000, 40_000_000] {
+        let request = http::Request::post(format!("{}/api/v1/namespaces/demo/configmaps", server.url))
+            .body(Full::new(bytes::Bytes::from(vec![b' '; size])))
+            .unwrap();
+        let answer = tokio::time::timeout(DEADLINE, client.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 413);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(text(&body).contains("RequestEntityTooLarge"), "{}", text(&body));
+    }
+}
+
+#[tokio::test]
+async fn odd_bodies_are_bad_requests_and_break_nothing() {
+    let server = Server::start().await;
+    let collection = "/api/v1/namespaces/demo/secrets";
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let object = "/api/v1/namespaces/demo/configmaps/settings";
+    let scale = "/apis/apps/v1/namespaces/demo/deployments/web/scale";
+    let odd =
+        ["[]", "\"x\"", "1", "null", "{", r#"{"metadata":"x"}"#, r#"{"spec":"x"}"#, r#"{"metadata":{"labels":[]}}"#];
+    let root = r#"[{"op":"replace","path":"","value":[1]}]"#;
+    let apply = "application/apply-patch+yaml";
+    let mut requests: Vec<(&str, String, &str, &str)> =
+        vec![("PATCH", object.to_owned(), "application/json-patch+json", root)];
+    for body in odd {
+        requests.push(("POST", collection.to_owned(), "application/json", body));
+        requests.push(("POST", review.to_owned(), "application/json", body));
+        requests.push(("PUT", object.to_owned(), "application/json", body));
+        requests.push(("PUT", scale.to_owned(), "application/json", body));
+        requests.push(("PATCH", format!("{object}?fieldManager=t"), apply, body));
+        if body != "{" {
+            requests.push(("PATCH", scale.to_owned(), "application/strategic-merge-patch+json", body));
+            requests.push(("PATCH", object.to_owned(), "application/merge-patch+json", body));
+        }
+    }
+    for (method, path, media_type, body) in requests {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Type: {media_type}");
+        let answer = server.exchange(&format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
+        assert!(answer.starts_with("HTTP/1.1 "), "{method} {path} {body}: {answer}");
+        assert!(!answer.starts_with("HTTP/1.1 5"), "{method} {path} {body}: {answer}");
+    }
+    assert!(server.get(object, "").await.contains("greeting"));
 }

@@ -13,7 +13,7 @@ mod upstream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,11 @@ pub enum AgentError {
         "this agent has not joined yet: give it a join token with --token; `qtunnel token create` at the stub makes one"
     )]
     NoToken,
+    /// Its certificate has expired, because it was not connected for too long, and it has no token to join again with.
+    #[error(
+        "this agent's certificate has expired, so it has to join again: give it a join token with --token; `qtunnel token create` at the stub makes one"
+    )]
+    Expired,
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -137,12 +142,14 @@ impl Agent {
         result
     }
 
-    /// The agent's credentials; joins if there are none.
+    /// The agent's credentials; joins if there are none that are still valid.
     async fn joined(&self) -> Result<AgentCredentials, AgentError> {
-        if let Some(credentials) = self.state.load()? {
+        let stored = self.state.load()?;
+        let without_token = if stored.is_some() { AgentError::Expired } else { AgentError::NoToken };
+        if let Some(credentials) = stored.filter(|credentials| !is_expired(credentials)) {
             return Ok(credentials);
         }
-        let token = self.config.token.as_ref().ok_or(AgentError::NoToken)?;
+        let token = self.config.token.as_ref().ok_or(without_token)?;
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             match join::join(&self.config.stub, token, &self.state).await {
@@ -190,6 +197,9 @@ impl Agent {
             // A renewed certificate is used from the next connection on.
             if let Some(renewed) = self.state.load()? {
                 credentials = renewed;
+            }
+            if is_expired(&credentials) {
+                return Err(AgentError::Expired);
             }
         }
     }
@@ -239,6 +249,11 @@ impl Agent {
         };
         Ok(session.run(&connection, welcomed).await)
     }
+}
+
+/// Whether the stub will not accept them any more.
+fn is_expired(credentials: &AgentCredentials) -> bool {
+    SystemTime::now() > credentials.not_after()
 }
 
 fn least_wait(end: &SessionEnd) -> Duration {

@@ -39,7 +39,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
-use crate::carrier::QuicListener;
+use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
@@ -142,7 +142,8 @@ impl Stub {
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
         let tls = Arc::new(front_server_config(keys.server(), user_authority)?);
         let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &config).await?;
+        let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
+        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
@@ -281,7 +282,7 @@ fn static_tokens(file: Option<&Path>) -> Result<StaticTokens, StartError> {
 async fn bind_both(
     address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
-    config: &StubConfig,
+    quic: &QuicSettings,
 ) -> Result<(TcpListener, QuicListener), StartError> {
     const ATTEMPTS: usize = 16;
     let failed = |protocol, source| StartError::Listen { protocol, address, source };
@@ -290,7 +291,7 @@ async fn bind_both(
         attempt += 1;
         let front = bind_tcp(address).await.map_err(|source| failed("TCP", source))?;
         let chosen = front.local_addr().map_err(|source| failed("TCP", source))?;
-        match QuicListener::bind(chosen, tls.clone(), &config.agents.quic()) {
+        match QuicListener::bind(chosen, tls.clone(), quic) {
             Ok(tunnel) => return Ok((front, tunnel)),
             Err(_taken) if address.port() == 0 && attempt < ATTEMPTS => {}
             Err(source) => return Err(failed("UDP", source)),

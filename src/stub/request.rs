@@ -98,7 +98,10 @@ async fn answer(
     }
 
     let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
-    let head = request_head(parts, &route, user.identity, connection, record.facts().audit_id.clone())?;
+    let mut head = request_head(parts, &route, user.identity, connection, record.facts().audit_id.clone())?;
+    if body.is_end_stream() {
+        say_that_the_body_is_empty(&mut head);
+    }
     if head.upgrade.is_some() && !body.is_end_stream() {
         return Err(Status::bad_request("an upgrade request must not have a body"));
     }
@@ -180,6 +183,14 @@ fn request_head(
         upgrade,
         client_address: Some(connection.address.ip().to_canonical()),
     })
+}
+
+/// Without a length the agent would have to announce a body of unknown length, as a client of HTTP/2 may have left it out
+/// (RFC 9110, section 8.6).
+fn say_that_the_body_is_empty(head: &mut RequestHead) {
+    if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) {
+        head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
 }
 
 /// The agent's answer as the client gets it.

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -47,6 +48,12 @@ impl Access {
     /// The same server with another certificate.
     pub fn with_credentials(mut self, credentials: Credentials) -> Self {
         self.upstream.credentials = credentials;
+        self
+    }
+
+    /// The same user at another address.
+    pub fn at(mut self, server: &str) -> Self {
+        self.upstream.server = server.parse().unwrap();
         self
     }
 
@@ -215,9 +222,62 @@ impl Client {
     }
 }
 
+/// One GET over plain HTTP/1.1 at `address`; the whole answer as it came.
+pub async fn get_plain(address: &str, path: &str) -> String {
+    let exchange = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    tokio::time::timeout(DEADLINE, exchange).await.expect("an answer in time").unwrap()
+}
+
 /// Reads an answer to its end.
 pub async fn read(response: Response<Incoming>) -> Answer {
     let (parts, body) = response.into_parts();
     let body = tokio::time::timeout(DEADLINE, body.collect()).await.expect("a body in time").expect("a whole body");
     Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() }
+}
+
+/// An open answer, line by line.
+pub struct Lines {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// The lines of this body.
+    pub fn of(body: Incoming) -> Self {
+        Self { body, pending: Vec::new() }
+    }
+
+    /// The next line, without its end.
+    pub async fn next(&mut self) -> String {
+        loop {
+            if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return String::from_utf8_lossy(&line[..end]).into_owned();
+            }
+            let frame = self.frame().await.expect("the answer goes on").expect("the answer is not broken off");
+            self.pending.extend_from_slice(frame.data_ref().expect("data"));
+        }
+    }
+
+    /// Reads to the end, and says whether it is no clean one.
+    pub async fn is_broken_off(mut self) -> bool {
+        loop {
+            match self.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return true,
+                None => return false,
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("bytes or an end in time")
+    }
 }

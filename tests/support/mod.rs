@@ -5,11 +5,19 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod capture;
+pub mod conversation;
 pub mod http;
+pub mod http1;
 pub mod kubectl;
 pub mod process;
+pub mod proxy;
+pub mod rogue;
+pub mod scene;
+pub mod scripted_upstream;
 pub mod terminal;
 pub mod tunnel;
+pub mod user;
 
 use std::time::{Duration, Instant};
 
@@ -28,5 +36,17 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
         }
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         std::thread::sleep(INTERVAL);
+    }
+}
+
+/// The same for conditions that are asynchronous.
+pub async fn eventually_async<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
+        tokio::time::sleep(INTERVAL).await;
     }
 }
