@@ -137,6 +137,8 @@ impl Stub {
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
         let keys = Arc::new(StubKeys::load(&config.state_dir, SystemTime::now())?);
         keys.renew_server_certificate_if_due(SystemTime::now())?;
+        let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
+        let (audit, audit_writer) = audit_log(&config.audit).await?;
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
         let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
@@ -146,8 +148,6 @@ impl Stub {
         let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
-        let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
-        let (audit, audit_writer) = audit_log(&config.audit).await?;
         let admin_listener = match config.admin.listen {
             Some(address) => Some(admin_listener(address).await?),
             None => None,
