@@ -240,7 +240,7 @@ async fn cuts_off_what_does_not_end(process: &mut Process, mut lines: Lines) {
     assert!(process.wait_at_most(STOP).success(), "{}", process.stderr());
     assert!(began.elapsed() > Duration::from_secs(1));
     // A clean end would say that the log is over.
-    assert!(lines.is_broken_off().await);
+    assert!(lines.broken_off().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

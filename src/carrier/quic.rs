@@ -82,6 +82,10 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
 
+/// Bytes that a peer may have in flight over all streams of a connection that a listening end has accepted, until it is
+/// trusted ([`Connection::trust`]): anybody can open such a connection, and what is not read is kept.
+const UNTRUSTED_WINDOW: u32 = 128 * 1024;
+
 /// Bytes of packets kept for one connection attempt before it is accepted. quinn's 10 MiB are generous for an address
 /// that anybody can send to.
 const INCOMING_BUFFER: u64 = 64 * 1024;
@@ -89,14 +93,8 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// Bytes of packets kept for all connection attempts together.
 const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 
-/// Packets that the peer may take before it acknowledges (draft-ietf-quic-ack-frequency). Without the extension it is
-/// every second one; measured, that costs a tenth of the CPU time of small requests.
-const ACK_EVERY: u32 = 10;
-
 impl QuicSettings {
     fn transport(&self, permits: u32) -> quinn::TransportConfig {
-        let mut acknowledgements = quinn::AckFrequencyConfig::default();
-        acknowledgements.ack_eliciting_threshold(ACK_EVERY.into());
         let mut transport = quinn::TransportConfig::default();
         // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
@@ -106,8 +104,7 @@ impl QuicSettings {
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
-            .send_window(self.send_window)
-            .ack_frequency_config(Some(acknowledgements));
+            .send_window(self.send_window);
         transport
     }
 }
@@ -127,8 +124,10 @@ impl QuicListener {
     pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut transport = settings.transport(INITIAL_PERMITS_LISTENING);
+        transport.receive_window(UNTRUSTED_WINDOW.into());
         server
-            .transport_config(Arc::new(settings.transport(INITIAL_PERMITS_LISTENING)))
+            .transport_config(Arc::new(transport))
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
         let socket = udp_socket(address, settings)?;

@@ -168,6 +168,7 @@ fn request_head(
     headers::strip_hop_by_hop(&mut parts.headers).map_err(|error| bad_request(&error))?;
     let requested = impersonation::requested(&parts.headers).map_err(|error| bad_request(&error))?;
     headers::strip_identity(&mut parts.headers);
+    headers::content_length(&parts.headers).map_err(|error| bad_request(&error))?;
     // The agent knows which host it talks to, the stub itself has told the client to continue, and the id is the stub's to give.
     for name in [HOST, EXPECT, AUDIT_ID] {
         parts.headers.remove(name);
@@ -220,7 +221,8 @@ async fn passed_on(
     }
     headers::strip_hop_by_hop(response.headers_mut()).map_err(|error| Status::bad_gateway(error.to_string()))?;
     prefix_location(response.headers_mut(), &route.prefix);
-    let length = if has_body(method, head.status) { content_length(response.headers()) } else { None };
+    let length = headers::content_length(response.headers()).map_err(|error| Status::bad_gateway(error.to_string()))?;
+    let length = length.filter(|_| has_body(method, head.status));
     let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream, open, agent };
     Ok(Answer::Tunnelled(response, rest))
 }
@@ -244,10 +246,6 @@ fn prefix_location(headers: &mut HeaderMap, prefix: &str) {
 
 fn has_body(method: &Method, status: StatusCode) -> bool {
     *method != Method::HEAD && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The stub's own words. HTTP/2 knows no `Connection` (RFC 9113, section 8.2.2).

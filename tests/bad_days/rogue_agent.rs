@@ -3,9 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use qtunnel::wire::{ErrorCode, Failure, FailureReason, Frame, FrameReader, Trailers};
+use http::HeaderMap;
+use qtunnel::carrier::{Connection, FrameReceiver, StreamWriteError};
+use qtunnel::wire::{Enroll, ErrorCode, Failure, FailureReason, Frame, FrameReader, Trailers};
 
 use super::LIST;
 use super::support::http1::within;
@@ -60,6 +63,10 @@ fn head_with(name: &[u8], value: &[u8]) -> Vec<u8> {
     message(RESPONSE_HEAD, &[(STATUS_FIELD, &varints(&[200])), (HEADER_FIELD, &pair)])
 }
 
+fn no_trailers() -> Frame {
+    Frame::Trailers(Trailers(HeaderMap::new()))
+}
+
 fn head_with_status(status: u64) -> Vec<u8> {
     message(RESPONSE_HEAD, &[(STATUS_FIELD, &varints(&[status]))])
 }
@@ -78,7 +85,7 @@ fn cases() -> Vec<Case> {
         ("reset", vec![], Ends::WithReset(ErrorCode::Internal), Sees::Status(504)),
         ("not-dispatched", vec![], Ends::WithReset(ErrorCode::NotDispatched), Sees::Status(503)),
         ("data-first", frames(&[data("x")]), violation, Sees::Status(504)),
-        ("trailers-first", frames(&[Frame::Trailers(Trailers::default())]), violation, Sees::Status(504)),
+        ("trailers-first", frames(&[no_trailers()]), violation, Sees::Status(504)),
         ("report", frames(&[report()]), violation, Sees::Status(504)),
         ("garbage", vec![0xff; 1000], limit, Sees::Status(504)),
         ("huge-head", varints(&[RESPONSE_HEAD, HUGE]), limit, Sees::Status(504)),
@@ -99,12 +106,7 @@ fn cases() -> Vec<Case> {
         ("failure-behind", begun(&frames(&[failure])), violation, Sees::Nothing),
         ("huge-data", begun(&varints(&[DATA, HUGE])), limit, Sees::Nothing),
         ("huge-trailers", begun(&varints(&[TRAILERS, HUGE])), limit, Sees::Nothing),
-        (
-            "data-behind-trailers",
-            begun(&frames(&[Frame::Trailers(Trailers::default()), data("more")])),
-            violation,
-            Sees::Nothing,
-        ),
+        ("data-behind-trailers", begun(&frames(&[no_trailers(), data("more")])), violation, Sees::Nothing),
         ("data-cut", begun(&[&varints(&[DATA, 100]), b"cut".as_slice()].concat()), Ends::Cleanly, Sees::Nothing),
         ("reset-behind", begun(&[]), Ends::WithReset(ErrorCode::UpstreamAborted), Sees::Nothing),
         (
@@ -139,7 +141,7 @@ fn cases() -> Vec<Case> {
             Ends::Cleanly,
             Sees::Fine,
         ),
-        ("trailers", frames(&[ok(), data("fine"), Frame::Trailers(Trailers::default())]), Ends::Cleanly, Sees::Fine),
+        ("trailers", frames(&[ok(), data("fine"), no_trailers()]), Ends::Cleanly, Sees::Fine),
         (
             "two-framings",
             frames(&[response_head(200, &[("transfer-encoding", "chunked"), ("content-length", "4")]), data("fine")]),
@@ -329,14 +331,16 @@ async fn an_agent_cannot_serve_another_cluster() {
     expect_others_served(&scene.user).await;
 }
 
-/// Opens as many streams as it may and writes to them as much as it may.
-async fn pour(connection: &qtunnel::carrier::Connection) -> u64 {
-    let mut poured = 0;
+/// Opens as many streams as it may and writes to them as much as it may, `first` before all else.
+async fn pour(connection: &Connection, first: &[u8]) {
+    let stalled = Duration::from_secs(1);
     let mut streams = Vec::new();
-    let stalled = std::time::Duration::from_secs(1);
-    while let Ok(Ok(stream)) = tokio::time::timeout(stalled, connection.open()).await {
-        streams.push(stream);
+    while let Ok(Ok((mut send, recv))) = tokio::time::timeout(stalled, connection.open()).await {
+        // A kind that is known, so that nobody refuses the stream at once.
+        let _ = send.write(&mut [Bytes::copy_from_slice(first)]).await;
+        streams.push((send, recv));
     }
+    let mut poured = 0;
     for (send, _recv) in &mut streams {
         let piece = || [Bytes::from_static(&[0x40; 1 << 16])];
         while let Ok(Ok(())) = tokio::time::timeout(stalled / 4, send.write(&mut piece())).await {
@@ -344,7 +348,6 @@ async fn pour(connection: &qtunnel::carrier::Connection) -> u64 {
         }
     }
     println!("{} KiB on {} streams", poured >> 10, streams.len());
-    poured
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,11 +355,13 @@ async fn strangers_cannot_fill_the_stubs_memory() {
     let options = StubOptions::default().set("limits", "handshake_timeout", "20s");
     let scene = Scene::start_with(options, &[], |_head, connection| connection_fine(connection)).await;
     let token = scene.stub.token(ROGUE_CLUSTER).parse().expect("a token");
+    let enroll = Enroll { token: "no token".to_owned(), request: Bytes::new() };
+    let refused_enrolment = [varints(&[0x01]), frames(&[Frame::Enroll(enroll)])].concat();
     let before = scene.stub.process.resident_memory();
     let mut connections = Vec::new();
     for _ in 0..4 {
         let connection = super::support::rogue::dial_to_enroll(&scene.stub, &token).await;
-        pour(&connection).await;
+        pour(&connection, &refused_enrolment).await;
         connections.push(connection);
     }
     expect_bounded(&scene.stub.process, before);
@@ -369,7 +374,7 @@ async fn an_agent_cannot_fill_the_stubs_memory() {
     let credentials = enroll(&scene.stub, ROGUE_CLUSTER).await;
     let agent = RogueAgent::connect(&scene.stub, &credentials).await;
     let before = scene.stub.process.resident_memory();
-    pour(&agent.connection).await;
+    pour(&agent.connection, &[]).await;
     expect_bounded(&scene.stub.process, before);
     expect_others_served(&scene.user).await;
 }

@@ -267,7 +267,7 @@ impl Lines {
     }
 
     /// Reads to the end, and says whether it is no clean one.
-    pub async fn is_broken_off(mut self) -> bool {
+    pub async fn broken_off(mut self) -> bool {
         loop {
             match self.frame().await {
                 Some(Ok(_)) => {}
