@@ -193,7 +193,7 @@ async fn a_watch_that_is_not_allowed_any_more_is_broken_off_over_either_http() {
     }
     policy.write(&everything_for("bob"));
     for watch in open {
-        assert!(watch.is_broken_off().await, "a clean end would look like a watch that has timed out");
+        assert!(watch.broken_off().await, "a clean end would look like a watch that has timed out");
     }
     tunnel.wait_until_idle();
 }
