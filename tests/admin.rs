@@ -139,7 +139,10 @@ async fn the_dashboard_asks_only_for_metrics_that_there_are() {
         .set("authorization", "policy_file", policy.path().to_str().unwrap());
     let mut tunnel = Tunnel::start_with(options, AgentOptions::default());
     let address = tunnel.stub.process.wait_for_log("admin address listens")["address"].as_str().unwrap().to_owned();
-    Access::of(&tunnel.kubeconfig()).get("/version").await;
+    // Of each family that has a member only once something has happened.
+    let access = Access::of(&tunnel.kubeconfig());
+    access.get("/version").await;
+    access.anonymous().get("/version").await;
     let (_, metrics) = get(&address, "/metrics").await;
     let known: Vec<&str> = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let dashboard: Value = serde_json::from_str(include_str!("../deploy/grafana-dashboard.json")).unwrap();

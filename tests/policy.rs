@@ -66,7 +66,9 @@ rules:
 
 fn lines_of(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    // The last line may be half there.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -201,7 +203,13 @@ async fn a_watch_that_is_not_allowed_any_more_is_broken_off_over_either_http() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_not_allowed_any_more_is_reset() {
     let policy = PolicyFile::new(&everything_for("alice"));
-    let tunnel = policy.tunnel();
+    let audit = policy.folder.path().join("audit.log");
+    let options = policy.options().set("audit", "sink", "file").set("audit", "path", audit.to_str().unwrap()).set(
+        "audit",
+        "on_failure",
+        "drop",
+    );
+    let tunnel = Tunnel::start_with(options, AgentOptions::default());
     let user = User::of(&tunnel.kubeconfig(), tunnel.stub.address);
     let mut client = user.connect().await;
     let path = "/api/v1/namespaces/demo/pods/web/exec?container=web&command=cat&stdin=true&stdout=true";
@@ -216,6 +224,10 @@ async fn a_session_that_is_not_allowed_any_more_is_reset() {
     policy.write(&everything_for("bob"));
     let (_, end) = within("the end", client.rest()).await;
     assert_eq!(end, End::Aborted(std::io::ErrorKind::ConnectionReset));
+    eventually("the audit event of the end", || {
+        let ends = |event: &Value| event["annotations"]["qtunnel.dev/end"] == "revoked";
+        lines_of(&audit).iter().any(ends).then_some(())
+    });
     tunnel.wait_until_idle();
 }
 

@@ -63,7 +63,7 @@ impl TunnelledBody {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
         // Also where a long answer always has another piece ready.
         if let Some(revoked) = self.open.revoked() {
-            return self.broken(revoked.clone().into());
+            return self.revoked(revoked.clone());
         }
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -73,7 +73,10 @@ impl TunnelledBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.broken(error.into()),
+            Poll::Ready(Some(Err(error))) => {
+                self.record.broken_off(&error);
+                Poll::Ready(Some(Err(error.into())))
+            }
             Poll::Ready(None) => {
                 self.record.complete();
                 Poll::Ready(None)
@@ -81,16 +84,16 @@ impl TunnelledBody {
             Poll::Pending => {
                 ready!(self.revoked.as_mut().poll(context));
                 match self.open.revoked().cloned() {
-                    Some(revoked) => self.broken(revoked.into()),
+                    Some(revoked) => self.revoked(revoked),
                     None => Poll::Pending,
                 }
             }
         }
     }
 
-    fn broken(&mut self, error: BrokenAnswer) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        self.record.broken_off(&error);
-        Poll::Ready(Some(Err(error)))
+    fn revoked(&mut self, revoked: Revoked) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        self.record.revoked();
+        Poll::Ready(Some(Err(revoked.into())))
     }
 }
 

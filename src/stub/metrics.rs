@@ -207,7 +207,7 @@ fn register_agents(registry: &mut Registry, status: &StubStatus) {
     let help = "Round trip between agent and API server";
     registry.register_with_unit("upstream_round_trip", help, Unit::Seconds, upstream);
     let help = "Packets lost per packet sent to the agent since it connected";
-    registry.register_with_unit("agent_loss", help, Unit::Ratios, loss);
+    registry.register("agent_loss_ratio", help, loss);
 }
 
 /// From 1 ms to 33 s.

@@ -78,8 +78,10 @@ pub enum End {
     ClientGone,
     /// The client has got all of the answer.
     Complete,
-    /// The answer broke off on the way to here, or was broken off here.
+    /// The answer broke off on the way to here.
     BrokenOff,
+    /// It was broken off here, because the user has lost the right to it.
+    Revoked,
 }
 
 impl RequestRecord {
@@ -149,9 +151,16 @@ impl RequestRecord {
         self.trail.response_started(&self.facts);
     }
 
-    /// The answer is whole.
+    /// The answer is whole. That does not change what the end of a revoked request was.
     pub fn complete(&mut self) {
-        self.facts.end = End::Complete;
+        if self.facts.end != End::Revoked {
+            self.facts.end = End::Complete;
+        }
+    }
+
+    /// It has to end, because the user has lost the right to it.
+    pub fn revoked(&mut self) {
+        self.facts.end = End::Revoked;
     }
 
     /// The answer breaks off.
@@ -205,6 +214,7 @@ impl End {
             Self::ClientGone => "client gone",
             Self::Complete => "complete",
             Self::BrokenOff => "broken off",
+            Self::Revoked => "revoked",
         }
     }
 }

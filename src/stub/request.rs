@@ -122,7 +122,11 @@ async fn answer(
     };
     let exchange = tokio::select! {
         exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
-        () = open.wait_until_revoked() => return Err(forbidden(open.attributes(), open.revoked().map_or("", |revoked| &revoked.0))),
+        () = open.wait_until_revoked() => {
+            record.revoked();
+            // It may be with the API server already.
+            return Err(forbidden(open.attributes(), "the right to it was taken away; it may still complete"));
+        }
     };
     passed_on(exchange, open, &route, &method, upgrade, on_upgrade).await
 }
@@ -279,7 +283,7 @@ impl UpgradedExchange {
         let end = tokio::select! {
             end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)) => end,
             // Dropping the relay disconnects the client and resets the stream.
-            () = self.open.wait_until_revoked() => return record.broken_off(&"the user has lost the right to it"),
+            () = self.open.wait_until_revoked() => return record.revoked(),
         };
         if end.clean {
             record.complete();
