@@ -99,11 +99,9 @@ async fn answer(
 
     let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
     let mut head = request_head(parts, &route, user.identity, connection, record.facts().audit_id.clone())?;
-    if body.is_end_stream() {
-        say_that_the_body_is_empty(&mut head);
-    }
-    if head.upgrade.is_some() && !body.is_end_stream() {
-        return Err(Status::bad_request("an upgrade request must not have a body"));
+    match body.is_end_stream() {
+        true => say_that_the_body_is_empty(&mut head),
+        false => check_that_a_body_is_expected(&head)?,
     }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
@@ -195,6 +193,19 @@ fn request_head(
 fn say_that_the_body_is_empty(head: &mut RequestHead) {
     if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) {
         head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
+}
+
+/// A GET that has a body all the same has to say how long it is: an agent would otherwise have to take every GET for one
+/// with a body. Kubernetes knows no such request.
+fn check_that_a_body_is_expected(head: &RequestHead) -> Result<(), Status> {
+    let usual = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method);
+    if head.upgrade.is_some() {
+        Err(Status::bad_request("an upgrade request must not have a body"))
+    } else if usual || head.headers.contains_key(CONTENT_LENGTH) {
+        Ok(())
+    } else {
+        Err(Status::bad_request(format!("a {} with a body has to have a Content-Length", head.method)))
     }
 }
 
