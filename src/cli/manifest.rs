@@ -363,7 +363,9 @@ spec:
   # A few kilobytes for each agent; many storage systems give no less than this. Without a default StorageClass add
   # storageClassName.
   volumeClaimTemplates:
-  - metadata:
+  - apiVersion: v1
+    kind: PersistentVolumeClaim
+    metadata:
       name: state
     spec:
       accessModes: [ReadWriteOnce]
