@@ -6,6 +6,7 @@ mod demo;
 mod kubeconfig;
 mod logging;
 mod manifest;
+mod policy;
 mod sample_api;
 mod status;
 mod stub;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use tokio_util::sync::CancellationToken;
 
-use args::{AgentAction, Cli, Command, StubAction, TokenCommand};
+use args::{AgentAction, Cli, Command, PolicyCommand, StubAction, TokenCommand};
 
 /// What a command ends with: its exit code, or an error for people.
 type CommandResult = anyhow::Result<ExitCode>;
@@ -61,6 +62,7 @@ fn dispatch(command: Command) -> CommandResult {
             None => block_on(agent::run(command.run)),
         },
         Command::Kubeconfig(args) => kubeconfig::run(&args),
+        Command::Policy(PolicyCommand::Check(args)) => block_on(policy::check(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::SampleApi(args) => block_on(sample_api::run(args)),

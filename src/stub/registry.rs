@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::meter::{Meter, StreamMeter};
 use crate::carrier::Connection;
 use crate::pki::AgentIdentity;
 use crate::wire::{ClusterId, ErrorCode, Hello, Report};
@@ -173,16 +174,19 @@ impl AgentLink {
     }
 }
 
-/// Counts one open stream for as long as it lives.
+/// Counts one open stream for as long as it lives, and the bytes on it.
 #[derive(Debug)]
-pub struct OpenStream(Arc<Traffic>);
+pub struct OpenStream {
+    agent: Arc<Traffic>,
+    meter: StreamMeter,
+}
 
 impl Traffic {
     /// Counts a request and its open stream.
-    pub fn open_stream(self: &Arc<Self>) -> OpenStream {
+    pub fn open_stream(self: &Arc<Self>, request: Meter) -> OpenStream {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.open_streams.fetch_add(1, Ordering::Relaxed);
-        OpenStream(self.clone())
+        OpenStream { agent: self.clone(), meter: StreamMeter::new(request, self.clone()) }
     }
 
     /// Streams open now.
@@ -199,22 +203,27 @@ impl Traffic {
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_to_clients.load(Ordering::Relaxed), self.bytes_from_clients.load(Ordering::Relaxed))
     }
+
+    /// Counts bytes that go to a client.
+    pub fn count_to_client(&self, bytes: u64) {
+        self.bytes_to_clients.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that come from a client.
+    pub fn count_from_client(&self, bytes: u64) {
+        self.bytes_from_clients.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl OpenStream {
-    /// Counts bytes that went to the client.
-    pub fn add_to_client(&self, bytes: u64) {
-        self.0.bytes_to_clients.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Counts bytes that came from the client.
-    pub fn add_from_client(&self, bytes: u64) {
-        self.0.bytes_from_clients.fetch_add(bytes, Ordering::Relaxed);
+    /// What counts the bytes.
+    pub fn meter(&self) -> &StreamMeter {
+        &self.meter
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.open_streams.fetch_sub(1, Ordering::Relaxed);
+        self.agent.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
