@@ -321,13 +321,16 @@ fn the_agents_of_a_manifest_join_and_connect() {
         command.envs(upstream.token_file.iter().map(|file| ("QTUNNEL_UPSTREAM_TOKEN_FILE", file)));
         Process::start("an agent of the manifest", command, Input::None)
     };
-    let agents: Vec<_> = volumes.iter().map(start).collect();
-    stub.wait_for_agents(CLUSTER, 2);
-    drop(agents);
-    // With their volumes they come back, though the token is used up.
-    let agents: Vec<_> = volumes.iter().map(start).collect();
-    stub.wait_for_agents(CLUSTER, 2);
-    drop(agents);
+    let connected = || -> Vec<Value> {
+        let mut agents: Vec<_> = volumes.iter().map(start).collect();
+        let names = agents.iter_mut().map(|agent| agent.wait_for_log("connected")["agent"].clone()).collect();
+        stub.wait_for_agents(CLUSTER, 2);
+        names
+    };
+    let names = connected();
+    assert!(names[0].is_string() && names[0] != names[1], "{names:?}");
+    // With their volumes they come back as the same agents, though the token is used up.
+    assert_eq!(connected(), names);
 }
 
 /// The stub's Deployment, with the system's temporary folder in the place of its volumes.
