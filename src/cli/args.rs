@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use http::Uri;
 use jiff::SignedDuration;
 
+use super::manifest::{ImageName, ImpersonatedGroup, ImpersonatedUser, Namespace};
 use crate::agent::StubAddress;
 use crate::pki::{HostName, JoinToken};
 use crate::wire::ClusterId;
@@ -61,9 +62,9 @@ pub enum Command {
     /// Make join tokens for agents.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Run the private side of the tunnel, in or near a cluster.
-    #[command(after_help = AGENT_EXAMPLES)]
-    Agent(Box<AgentArgs>),
+    /// Run the private side of the tunnel, in or near a cluster, or print it as Kubernetes objects with `agent manifest`.
+    #[command(args_conflicts_with_subcommands = true, after_help = AGENT_EXAMPLES)]
+    Agent(Box<AgentCommand>),
     /// Issue a user's certificate and print a kubeconfig with it.
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(KubeconfigArgs),
@@ -184,9 +185,61 @@ Examples:
   qtunnel agent --stub stub.example.com:8443 --token qtj1.... --state-dir /var/lib/qtunnel
   qtunnel agent --stub stub.example.com:8443 --state-dir ./agent --kubeconfig ~/.kube/config
   qtunnel agent --stub stub.example.com:8443 --state-dir ./agent \\
-      --upstream https://10.0.0.1:6443 --upstream-ca ca.pem --upstream-token-file token";
+      --upstream https://10.0.0.1:6443 --upstream-ca ca.pem --upstream-token-file token
+  qtunnel agent manifest --stub stub.example.com:8443 --token qtj1.... --impersonate-user alice | kubectl apply -f -";
 
 /// `qtunnel agent`.
+#[derive(Debug, Args)]
+pub struct AgentCommand {
+    /// `manifest`, or nothing to run.
+    #[command(subcommand)]
+    pub action: Option<AgentAction>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: AgentArgs,
+}
+
+/// What `qtunnel agent` does besides running.
+#[derive(Debug, Subcommand)]
+pub enum AgentAction {
+    /// Print the Kubernetes objects that run agents in a cluster, for `kubectl apply -f -`.
+    #[command(after_help = MANIFEST_EXAMPLES)]
+    Manifest(ManifestArgs),
+}
+
+const MANIFEST_EXAMPLES: &str = "\
+Examples:
+  qtunnel agent manifest --stub stub.example.com:8443 --token qtj1.... --impersonate-user alice | kubectl apply -f -
+  qtunnel agent manifest --stub stub.example.com:8443 --token qtj1.... --image registry.example.com/qtunnel:1 \\
+      --impersonate-user alice --impersonate-user bob --impersonate-group devs";
+
+/// `qtunnel agent manifest`.
+#[derive(Debug, Args)]
+pub struct ManifestArgs {
+    /// The stub.
+    #[arg(long, env = "QTUNNEL_STUB", value_name = "HOST:PORT")]
+    pub stub: StubAddress,
+    /// The join token, with as many uses as there are replicas. It is part of what is printed.
+    #[arg(long, env = "QTUNNEL_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: JoinToken,
+    /// The namespace, which is created.
+    #[arg(long, default_value = "qtunnel", value_name = "NAME")]
+    pub namespace: Namespace,
+    /// A user that the agents may act as; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub impersonate_user: Vec<ImpersonatedUser>,
+    /// A group that those users may be in; may be given several times.
+    #[arg(long, value_name = "GROUP")]
+    pub impersonate_group: Vec<ImpersonatedGroup>,
+    /// The image, built with `deploy/Containerfile`, where the cluster can pull it.
+    #[arg(long, default_value = concat!("qtunnel:", env!("CARGO_PKG_VERSION")), value_name = "IMAGE")]
+    pub image: ImageName,
+    /// How many agents, each with an identity of its own.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub replicas: u32,
+}
+
+/// `qtunnel agent`, to run.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
     /// A settings file (TOML) with any of these flags as keys, without the dashes in front: `stub = \"...\"`.

@@ -5,6 +5,7 @@ pub mod args;
 mod demo;
 mod kubeconfig;
 mod logging;
+mod manifest;
 mod policy;
 mod sample_api;
 mod status;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use tokio_util::sync::CancellationToken;
 
-use args::{Cli, Command, PolicyCommand, StubAction, TokenCommand};
+use args::{AgentAction, Cli, Command, PolicyCommand, StubAction, TokenCommand};
 
 /// What a command ends with: its exit code, or an error for people.
 type CommandResult = anyhow::Result<ExitCode>;
@@ -56,7 +57,10 @@ fn dispatch(command: Command) -> CommandResult {
             None => block_on(stub::run(command.run)),
         },
         Command::Token(TokenCommand::Create(args)) => token::create(&args),
-        Command::Agent(args) => block_on(agent::run(*args)),
+        Command::Agent(command) => match command.action {
+            Some(AgentAction::Manifest(args)) => manifest::run(&args),
+            None => block_on(agent::run(command.run)),
+        },
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Policy(PolicyCommand::Check(args)) => block_on(policy::check(args)),
         Command::Status(args) => block_on(status::run(args)),
