@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group};
 use http_body_util::BodyExt;
-use support::{Connection, Load, Target, Tunnel, connections, cpu, small_gets};
+use support::{Connection, Load, SharedConnection, Target, Tunnel, connections, cpu, small_gets};
 use tokio::runtime::Runtime;
 
 const BULK: u64 = 256 << 20;
@@ -65,15 +65,17 @@ fn report() {
     let tunnel = runtime.block_on(Tunnel::start());
     println!("\n| what | direct | tunnel | ratio |\n| --- | --- | --- | --- |");
     for (in_flight, count) in [(1, 5_000), (64, 60_000)] {
-        let [direct, through] =
-            [&tunnel.direct, &tunnel.through].map(|target| gets(&runtime, target, in_flight, count));
-        let rate = |load: &Load| count as f64 / load.elapsed.as_secs_f64();
-        row(&format!("small GET, {in_flight} in flight: requests/s"), rate(&direct), rate(&through));
-        let cpu = |load: &Load| load.cpu.as_secs_f64() * 1e6 / count as f64;
-        row("the same: CPU per request, us", cpu(&direct), cpu(&through));
-        for percent in [50, 99] {
-            let latency = |load: &Load| load.percentile(percent).as_secs_f64() * 1e6;
-            row(&format!("the same: p{percent}, us"), latency(&direct), latency(&through));
+        for (protocol, gets) in [("HTTP/2", gets_over_http2 as Gets), ("HTTP/1.1", gets_over_http1)] {
+            let [direct, through] =
+                [&tunnel.direct, &tunnel.through].map(|target| gets(&runtime, target, in_flight, count));
+            let rate = |load: &Load| count as f64 / load.elapsed.as_secs_f64();
+            row(&format!("small GET, {in_flight} in flight, {protocol}: requests/s"), rate(&direct), rate(&through));
+            let cpu = |load: &Load| load.cpu.as_secs_f64() * 1e6 / count as f64;
+            row("the same: CPU per request, us", cpu(&direct), cpu(&through));
+            for percent in [50, 99] {
+                let latency = |load: &Load| load.percentile(percent).as_secs_f64() * 1e6;
+                row(&format!("the same: p{percent}, us"), latency(&direct), latency(&through));
+            }
         }
     }
     let [direct, through] = [&tunnel.direct, &tunnel.through].map(|target| bulk_once(&runtime, target));
@@ -88,7 +90,18 @@ fn row(what: &str, direct: f64, tunnel: f64) {
     println!("| {what} | {direct:.2} | {tunnel:.2} | {:.2} |", tunnel / direct);
 }
 
-fn gets(runtime: &Runtime, target: &Target, in_flight: usize, count: usize) -> Load {
+type Gets = fn(&Runtime, &Target, usize, usize) -> Load;
+
+/// As kubectl does: everything on one connection.
+fn gets_over_http2(runtime: &Runtime, target: &Target, in_flight: usize, count: usize) -> Load {
+    runtime.block_on(async {
+        let connection = SharedConnection::open(target).await;
+        connection.small_gets(in_flight, count / 10).await;
+        connection.small_gets(in_flight, count).await
+    })
+}
+
+fn gets_over_http1(runtime: &Runtime, target: &Target, in_flight: usize, count: usize) -> Load {
     runtime.block_on(async {
         let (_warm_up, open) = small_gets(connections(target, in_flight).await, count / 10).await;
         small_gets(open, count).await.0

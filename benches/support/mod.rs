@@ -11,7 +11,8 @@ use http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::agent::{Agent, AgentConfig, CarrierSettings};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
@@ -24,6 +25,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// Stub, agent and sample API in this process.
@@ -41,6 +43,7 @@ pub struct Target {
     prefix: String,
     headers: HeaderMap,
     tls: TlsConnector,
+    http2: TlsConnector,
 }
 
 impl Tunnel {
@@ -91,20 +94,27 @@ impl Tunnel {
 
         let groups = ["qtunnel:users".to_owned()];
         let user = keys.user_authority().issue_user("bench", &groups, Duration::from_secs(3600), now).unwrap();
+        let stub_ca = keys.server_authority().certificate_pem();
+        let (chain, key) = (user.certificate_pem(), user.key_pem());
+        let credentials = Some((chain.as_str(), key.as_str()));
         let through = Target {
             address: stub_address,
             prefix: format!("/clusters/{id}"),
             headers: HeaderMap::new(),
-            tls: connector(
-                &keys.server_authority().certificate_pem(),
-                Some((&user.certificate_pem(), &user.key_pem())),
-            ),
+            tls: connector(&stub_ca, credentials, b"http/1.1"),
+            http2: connector(&stub_ca, credentials, b"h2"),
         };
         let mut headers = HeaderMap::new();
         let authorization = format!("Bearer {}", cluster.admin_token());
         headers.insert(header::AUTHORIZATION, HeaderValue::try_from(authorization).unwrap());
         let ca = String::from_utf8(upstream.certificate_authority.unwrap()).unwrap();
-        let direct = Target { address: api_address, prefix: String::new(), headers, tls: connector(&ca, None) };
+        let direct = Target {
+            address: api_address,
+            prefix: String::new(),
+            headers,
+            tls: connector(&ca, None, b"http/1.1"),
+            http2: connector(&ca, None, b"h2"),
+        };
         Self { through, direct, _directory: directory, shutdown }
     }
 }
@@ -127,7 +137,7 @@ async fn wait_for_agent(admin_socket: &std::path::Path) {
     }
 }
 
-fn connector(ca: &str, certificate: Option<(&str, &str)>) -> TlsConnector {
+fn connector(ca: &str, certificate: Option<(&str, &str)>, protocol: &[u8]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -144,8 +154,23 @@ fn connector(ca: &str, certificate: Option<(&str, &str)>) -> TlsConnector {
             .unwrap(),
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Arc::new(config).into()
+}
+
+impl Target {
+    async fn connect(&self, tls: &TlsConnector) -> TokioIo<TlsStream<TcpStream>> {
+        let socket = TcpStream::connect(self.address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        TokioIo::new(tls.connect(ServerName::from(self.address.ip()), socket).await.unwrap())
+    }
+
+    fn request(&self, path: &str) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = format!("https://{}{}{path}", self.address, self.prefix).parse().unwrap();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
 }
 
 /// One HTTP/1.1 connection of a client.
@@ -156,11 +181,8 @@ pub struct Connection {
 
 impl Connection {
     pub async fn open(target: &Target) -> Self {
-        let socket = TcpStream::connect(target.address).await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        let name = ServerName::from(target.address.ip());
-        let socket = target.tls.connect(name, socket).await.unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.unwrap();
+        let socket = target.connect(&target.tls).await;
+        let (sender, connection) = hyper::client::conn::http1::handshake(socket).await.unwrap();
         tokio::spawn(connection);
         Self { sender, target: target.clone() }
     }
@@ -168,11 +190,10 @@ impl Connection {
     /// Sends a GET; the answer's body is still on its way.
     pub async fn get(&mut self, path: &str) -> Incoming {
         self.sender.ready().await.unwrap();
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = format!("{}{path}", self.target.prefix).parse().unwrap();
-        *request.headers_mut() = self.target.headers.clone();
+        let mut request = self.target.request(path);
         let host = HeaderValue::try_from(self.target.address.to_string()).unwrap();
         request.headers_mut().insert(header::HOST, host);
+        *request.uri_mut() = format!("{}{path}", self.target.prefix).parse().unwrap();
         let response = self.sender.send_request(request).await.unwrap();
         assert!(response.status().is_success(), "{path}: {}", response.status());
         response.into_body()
@@ -180,14 +201,60 @@ impl Connection {
 
     /// Sends a GET and reads the answer to its end; how many bytes it had.
     pub async fn fetch(&mut self, path: &str) -> u64 {
-        let mut body = self.get(path).await;
-        let mut length = 0;
-        while let Some(frame) = body.frame().await {
-            length += frame.unwrap().data_ref().map_or(0, Bytes::len) as u64;
-        }
-        length
+        read_to_end(self.get(path).await).await
     }
 }
+
+async fn read_to_end(mut body: Incoming) -> u64 {
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        length += frame.unwrap().data_ref().map_or(0, Bytes::len) as u64;
+    }
+    length
+}
+
+/// What kubectl speaks for plain requests: one HTTP/2 connection for all of them.
+pub struct SharedConnection {
+    sender: http2::SendRequest<Empty<Bytes>>,
+    target: Target,
+}
+
+impl SharedConnection {
+    pub async fn open(target: &Target) -> Self {
+        let socket = target.connect(&target.http2).await;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), socket).await.unwrap();
+        tokio::spawn(connection);
+        Self { sender, target: target.clone() }
+    }
+
+    /// Makes `count` small GETs with `in_flight` of them at once.
+    pub async fn small_gets(&self, in_flight: usize, count: usize) -> Load {
+        let each = count.div_ceil(in_flight);
+        let (began, cpu_before) = (Instant::now(), cpu::time());
+        let tasks = (0..in_flight).map(|_| {
+            let (mut sender, target) = (self.sender.clone(), self.target.clone());
+            tokio::spawn(async move {
+                let mut latencies = Vec::with_capacity(each);
+                for _ in 0..each {
+                    let began = Instant::now();
+                    let response = sender.send_request(target.request(SMALL_GET)).await.unwrap();
+                    assert!(response.status().is_success());
+                    read_to_end(response.into_body()).await;
+                    latencies.push(began.elapsed());
+                }
+                latencies
+            })
+        });
+        let mut latencies = Vec::with_capacity(count);
+        for task in tasks.collect::<Vec<_>>() {
+            latencies.append(&mut task.await.unwrap());
+        }
+        sorted(Load { elapsed: began.elapsed(), cpu: cpu::time() - cpu_before, latencies })
+    }
+}
+
+/// A small GET: an answer of 1 KiB.
+const SMALL_GET: &str = "/sample/bytes?n=1024";
 
 /// What a number of requests took.
 pub struct Load {
@@ -212,7 +279,7 @@ pub async fn small_gets(connections: Vec<Connection>, count: usize) -> (Load, Ve
             let mut latencies = Vec::with_capacity(each);
             for _ in 0..each {
                 let began = Instant::now();
-                connection.fetch("/sample/bytes?n=1024").await;
+                connection.fetch(SMALL_GET).await;
                 latencies.push(began.elapsed());
             }
             (latencies, connection)
