@@ -54,8 +54,9 @@ async fn requests_agents_and_refusals_are_counted() {
     ] {
         assert_eq!(metric(&metrics, name), Some(value), "{name} in\n{metrics}");
     }
-    let agent = tunnel.stub.agents(CLUSTER)[0]["name"].as_str().unwrap().to_owned();
-    let round_trip = format!(r#"qtunnel_agent_round_trip_seconds{{cluster="c1",agent="{agent}"}}"#);
+    let agents = tunnel.stub.agents(CLUSTER);
+    let [agent, carrier] = ["name", "carrier"].map(|field| agents[0][field].as_str().unwrap());
+    let round_trip = format!(r#"qtunnel_agent_round_trip_seconds{{cluster="c1",agent="{agent}",carrier="{carrier}"}}"#);
     assert!(metric(&metrics, &round_trip).unwrap() > 0.0);
 }
 
