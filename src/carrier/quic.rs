@@ -5,16 +5,19 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::congestion::{Pulse, PulsedFactory};
 use super::stream::{Connection, ConnectionEnd};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuicSettings {
     /// How long a connection lives without a packet from the peer. The smaller of both ends' values counts.
-    /// Default 30 s.
+    /// Default 5 min: streams outlive an outage, and one that serves nobody meanwhile is noticed within seconds (see
+    /// [`Connection::path_state`]).
     pub idle_timeout: Duration,
     /// How long this end is silent before it sends a packet to keep the connection (and NAT bindings) alive.
     /// Default 5 s.
@@ -32,7 +35,7 @@ pub struct QuicSettings {
 impl Default for QuicSettings {
     fn default() -> Self {
         Self {
-            idle_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(5 * 60),
             keep_alive: Duration::from_secs(5),
             stream_window: 16 << 20,
             send_window: 64 << 20,
@@ -48,6 +51,9 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
 
+/// Bytes of heartbeats kept until they are read or sent, quinn's own share of each included.
+const DATAGRAM_BUFFER: usize = 1024;
+
 /// Bytes of packets kept for one connection attempt before it is accepted. quinn's 10 MiB are generous for an address
 /// that anybody can send to.
 const INCOMING_BUFFER: u64 = 64 * 1024;
@@ -56,7 +62,7 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 
 impl QuicSettings {
-    fn transport(&self, permits: u32) -> quinn::TransportConfig {
+    fn transport(&self, permits: u32, pulse: &Arc<Pulse>) -> quinn::TransportConfig {
         let mut transport = quinn::TransportConfig::default();
         // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
@@ -66,7 +72,13 @@ impl QuicSettings {
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
-            .send_window(self.send_window);
+            .send_window(self.send_window)
+            .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+            .datagram_send_buffer_size(DATAGRAM_BUFFER)
+            .congestion_controller_factory(Arc::new(PulsedFactory::new(
+                Arc::new(CubicConfig::default()),
+                pulse.clone(),
+            )));
         transport
     }
 }
@@ -74,7 +86,9 @@ impl QuicSettings {
 /// The stub's end: accepts connections.
 #[derive(Debug)]
 pub struct QuicListener {
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
+    config: quinn::ServerConfig,
+    settings: QuicSettings,
 }
 
 impl QuicListener {
@@ -87,28 +101,32 @@ impl QuicListener {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server
-            .transport_config(Arc::new(settings.transport(INITIAL_PERMITS_LISTENING)))
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
-        let socket = udp_socket(address, settings)?;
-        Ok(Self { endpoint: endpoint(socket, Some(server))? })
+        let endpoint = QuicEndpoint::new(address, Some(server.clone()), settings.socket_buffer)?;
+        Ok(Self { endpoint, config: server, settings: settings.clone() })
     }
 
     /// The address that is listened on.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.endpoint.local_addr()
+        self.endpoint.endpoint.local_addr()
     }
 
     /// The next connection attempt; `None` when the listener is closed.
     pub async fn accept(&self) -> Option<IncomingConnection> {
-        let incoming = self.endpoint.accept().await?;
-        Some(IncomingConnection { incoming, endpoint: self.endpoint.clone() })
+        let incoming = self.endpoint.endpoint.accept().await?;
+        Some(IncomingConnection {
+            incoming,
+            endpoint: self.endpoint.clone(),
+            config: self.config.clone(),
+            settings: self.settings.clone(),
+        })
     }
 
     /// Closes every connection with `reason` and waits until the peers know, or have had `patience`.
     pub async fn close(&self, reason: &str, patience: Duration) {
-        self.endpoint.close(crate::wire::ErrorCode::NoError.value().into(), reason.as_bytes());
-        let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
+        self.endpoint.endpoint.close(crate::wire::ErrorCode::NoError.value().into(), reason.as_bytes());
+        let _ = tokio::time::timeout(patience, self.endpoint.endpoint.wait_idle()).await;
     }
 }
 
@@ -116,7 +134,9 @@ impl QuicListener {
 #[derive(Debug)]
 pub struct IncomingConnection {
     incoming: quinn::Incoming,
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
+    config: quinn::ServerConfig,
+    settings: QuicSettings,
 }
 
 impl IncomingConnection {
@@ -127,9 +147,11 @@ impl IncomingConnection {
     }
 
     /// Completes the handshake. Bound it with a deadline.
-    pub async fn handshake(self) -> Result<Connection, ConnectionEnd> {
-        let connection = self.incoming.accept()?.await?;
-        Ok(Connection::new(connection, self.endpoint))
+    pub async fn handshake(mut self) -> Result<Connection, ConnectionEnd> {
+        let pulse = Arc::new(Pulse::default());
+        self.config.transport_config(Arc::new(self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse)));
+        let connection = self.incoming.accept_with(Arc::new(self.config))?.await?;
+        Ok(Connection::new(connection, self.endpoint, pulse))
     }
 }
 
@@ -149,40 +171,63 @@ impl QuicDialer {
     /// When `tls` cannot do QUIC (it needs TLS 1.3).
     pub fn new(tls: Arc<rustls::ClientConfig>, settings: QuicSettings) -> io::Result<Self> {
         let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(settings.transport(INITIAL_PERMITS_DIALLING)));
-        Ok(Self { config, settings })
+        Ok(Self { config: quinn::ClientConfig::new(Arc::new(crypto)), settings })
     }
 
     /// Connects to `address`, whose certificate must be for `server_name`. Bound it with a deadline.
     pub async fn dial(&self, address: SocketAddr, server_name: &str) -> Result<Connection, ConnectionEnd> {
         let failed = |what: &str, error: &dyn std::fmt::Display| ConnectionEnd::Failed(format!("{what}: {error}"));
-        let any: SocketAddr = match address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = udp_socket(any, &self.settings).map_err(|error| failed("cannot open a UDP socket", &error))?;
-        let endpoint = endpoint(socket, None).map_err(|error| failed("cannot use the UDP socket", &error))?;
+        let pulse = Arc::new(Pulse::default());
+        let mut config = self.config.clone();
+        config.transport_config(Arc::new(self.settings.transport(INITIAL_PERMITS_DIALLING, &pulse)));
+        let endpoint = QuicEndpoint::new(unspecified(address), None, self.settings.socket_buffer)
+            .map_err(|error| failed("cannot open a UDP socket", &error))?;
         let connecting = endpoint
-            .connect_with(self.config.clone(), address, server_name)
+            .endpoint
+            .connect_with(config, address, server_name)
             .map_err(|error| failed("cannot connect", &error))?;
-        Ok(Connection::new(connecting.await?, endpoint))
+        Ok(Connection::new(connecting.await?, endpoint, pulse))
     }
 }
 
-fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
-    quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, Arc::new(quinn::TokioRuntime))
+/// A socket and the connections on it.
+#[derive(Debug, Clone)]
+pub(super) struct QuicEndpoint {
+    endpoint: quinn::Endpoint,
+    socket_buffer: usize,
 }
 
-fn udp_socket(address: SocketAddr, settings: &QuicSettings) -> io::Result<UdpSocket> {
+impl QuicEndpoint {
+    fn new(address: SocketAddr, server: Option<quinn::ServerConfig>, socket_buffer: usize) -> io::Result<Self> {
+        let config = quinn::EndpointConfig::default();
+        let socket = udp_socket(address, socket_buffer)?;
+        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))?;
+        Ok(Self { endpoint, socket_buffer })
+    }
+
+    /// Moves every connection to a new socket that can reach `peer`.
+    pub(super) fn rebind(&self, peer: SocketAddr) -> io::Result<()> {
+        self.endpoint.rebind(udp_socket(unspecified(peer), self.socket_buffer)?)
+    }
+}
+
+/// No address of this host in particular: the system chooses the one that leads to `peer`.
+fn unspecified(peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+fn udp_socket(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         // One socket for both families, where the system allows it.
         let _ = socket.set_only_v6(false);
     }
     // A smaller buffer than asked for costs speed under load and nothing else.
-    let _ = socket.set_recv_buffer_size(settings.socket_buffer);
-    let _ = socket.set_send_buffer_size(settings.socket_buffer);
+    let _ = socket.set_recv_buffer_size(buffer);
+    let _ = socket.set_send_buffer_size(buffer);
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
