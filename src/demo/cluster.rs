@@ -23,6 +23,9 @@ const AGENT: &str = "system:serviceaccount:qtunnel:agent";
 /// The group whose members may do everything in the namespaces of the sample cluster, as `kubectl` users are expected to.
 const USERS: &str = "qtunnel:users";
 
+/// The group whose members may act as other users and groups (`kubectl --as`), where the agent's own policy lets them.
+const IMPERSONATORS: &str = "qtunnel:impersonators";
+
 /// A sample cluster on one address.
 pub struct SampleCluster {
     api: SampleApi,
@@ -70,6 +73,7 @@ impl SampleCluster {
             .impersonator(AGENT)
             .token(&admin_token, "sample-admin", &["system:masters"])
             .rule(everything_for(USERS))
+            .rule(Rule::for_group(IMPERSONATORS).verbs(&["impersonate"]).resources(&["users", "groups"]))
             .build();
         Ok(Self { api, authority, tls: Arc::new(tls), server: format!("https://{address}"), agent_token, admin_token })
     }
@@ -89,6 +93,11 @@ impl SampleCluster {
             credentials: BearerToken::new(&self.agent_token).map_or(Credentials::Anonymous, Credentials::Token),
             insecure: false,
         }
+    }
+
+    /// The token of an administrator of the cluster itself.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
     }
 
     /// Writes `ca.pem`, `agent-token` and an administrator's `kubeconfig.yaml` into `directory`.

@@ -4,15 +4,18 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Sleep};
 
 /// Chunks a streaming task may be ahead of the client.
 const CHUNKS_AHEAD: usize = 16;
+/// What was written before a body is cut short gets this long to leave the process.
+const PAUSE_BEFORE_CUT: Duration = Duration::from_millis(50);
 
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -26,7 +29,8 @@ enum Content {
     Whole(Bytes),
     Chunked(Bytes),
     Streamed(mpsc::Receiver<io::Result<Bytes>>),
-    Zeros { announced: u64, left: u64 },
+    Zeros { left: u64 },
+    CutShort { announced: u64, left: u64, pause: Pin<Box<Sleep>> },
     Echoed(Incoming),
 }
 
@@ -57,12 +61,13 @@ impl Body {
 
     /// `count` zero bytes.
     pub fn zeros(count: u64) -> Self {
-        Self::of(Content::Zeros { announced: count, left: count })
+        Self::of(Content::Zeros { left: count })
     }
 
     /// Announces `announced` bytes and fails after `count` of them.
     pub fn cut_short(announced: u64, count: u64) -> Self {
-        Self::of(Content::Zeros { announced, left: count })
+        let pause = Box::pin(tokio::time::sleep(PAUSE_BEFORE_CUT));
+        Self::of(Content::CutShort { announced, left: count, pause })
     }
 
     /// The request's body, as it comes.
@@ -110,9 +115,20 @@ impl HttpBody for Body {
             Content::Whole(bytes) | Content::Chunked(bytes) if bytes.is_empty() => None,
             Content::Whole(bytes) | Content::Chunked(bytes) => Some(Ok(std::mem::take(bytes))),
             Content::Streamed(receiver) => ready!(receiver.poll_recv(cx)),
-            Content::Zeros { announced: 0, .. } => None,
-            Content::Zeros { announced, left } => Some(next_zeros(announced, left)),
-            Content::Echoed(incoming) => return Pin::new(incoming).poll_frame(cx).map_err(io::Error::other),
+            Content::Zeros { left: 0 } => None,
+            Content::Zeros { left } => Some(Ok(next_zeros(left))),
+            Content::CutShort { announced, left, .. } if *left > 0 => {
+                let zeros = next_zeros(left);
+                *announced -= zeros.len() as u64;
+                Some(Ok(zeros))
+            }
+            Content::CutShort { pause, .. } => {
+                ready!(pause.as_mut().poll(cx));
+                Some(Err(io::Error::new(io::ErrorKind::ConnectionReset, "this body is cut short on purpose")))
+            }
+            Content::Echoed(incoming) => {
+                return Pin::new(incoming).poll_frame(cx).map_err(io::Error::other);
+            }
         };
         Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
     }
@@ -120,8 +136,8 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) | Content::Chunked(bytes) => bytes.is_empty(),
-            Content::Zeros { announced, .. } => *announced == 0,
-            Content::Streamed(_) => false,
+            Content::Zeros { left } => *left == 0,
+            Content::CutShort { .. } | Content::Streamed(_) => false,
             Content::Echoed(incoming) => incoming.is_end_stream(),
         }
     }
@@ -129,20 +145,17 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Zeros { announced, .. } => SizeHint::with_exact(*announced),
+            Content::Zeros { left } => SizeHint::with_exact(*left),
+            Content::CutShort { announced, .. } => SizeHint::with_exact(*announced),
             Content::Chunked(_) | Content::Streamed(_) => SizeHint::default(),
             Content::Echoed(incoming) => incoming.size_hint(),
         }
     }
 }
 
-fn next_zeros(announced: &mut u64, left: &mut u64) -> io::Result<Bytes> {
+fn next_zeros(left: &mut u64) -> Bytes {
     let size = (ZEROS.len() as u64).min(*left);
-    if size == 0 {
-        return Err(io::Error::new(io::ErrorKind::ConnectionReset, "this body is cut short on purpose"));
-    }
-    *announced -= size;
     *left -= size;
     // `size` is at most the length of ZEROS.
-    Ok(Bytes::from_static(&ZEROS[..size as usize]))
+    Bytes::from_static(&ZEROS[..size as usize])
 }

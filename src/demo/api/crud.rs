@@ -304,7 +304,9 @@ impl Page {
     fn cut(&self, objects: &mut Vec<Arc<Value>>, revision: u64) -> ListMeta {
         let revision = self.revision.unwrap_or(revision);
         let mut metadata = ListMeta { resource_version: revision.to_string(), ..ListMeta::default() };
-        let Some(limit) = self.limit.filter(|limit| *limit < objects.len()) else { return metadata };
+        let Some(limit) = self.limit.filter(|limit| *limit < objects.len()) else {
+            return metadata;
+        };
         metadata.remaining_item_count = Some(objects.len() - limit);
         objects.truncate(limit);
         if let Some(last) = objects.last() {

@@ -64,7 +64,9 @@ impl Authenticator {
 
 /// The user the request is to be made as. Errors: 400 without a user name, 403 where the rules do not allow it.
 pub(super) fn effective_user(user: User, headers: &HeaderMap, rules: &Authorizer) -> Result<User, ApiError> {
-    let Some(wanted) = impersonated(headers)? else { return Ok(user) };
+    let Some(wanted) = impersonated(headers)? else {
+        return Ok(user);
+    };
     let allowed = |group: &str, resource: &str, name: &str, namespace: Option<&str>| {
         let verb = "impersonate";
         if rules.allows(&user, &Attributes::Resource { verb, group, resource, name, namespace }) {

@@ -201,7 +201,9 @@ fn remove(value: &mut Value, path: &[String]) {
             }
         }
         Value::Array(items) => {
-            let Some(position) = items.iter().position(|item| name_step(item) == *step) else { return };
+            let Some(position) = items.iter().position(|item| name_step(item) == *step) else {
+                return;
+            };
             // `position` was found in this very list.
             remove(&mut items[position], rest);
             if rest.is_empty() || items[position].as_object().is_some_and(Map::is_empty) {

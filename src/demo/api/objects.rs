@@ -174,7 +174,9 @@ fn set_default(object: &mut Value, parent: &str, key: &str, value: Value) {
 /// `stringData` is write-only: its values move to `data`.
 fn encode_string_data(secret: &mut Value) {
     set_default(secret, "", "type", "Opaque".into());
-    let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|s| s.remove("stringData")) else { return };
+    let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|s| s.remove("stringData")) else {
+        return;
+    };
     for (key, value) in plain {
         if let Value::String(value) = value {
             secret["data"][key] = STANDARD.encode(value).into();

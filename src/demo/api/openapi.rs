@@ -160,7 +160,7 @@ fn version_2() -> Value {
         operations(resource, &|action| {
             let mut operation = operation(resource, action);
             operation["responses"] = json!({"200": {"description": "OK"}});
-            operation["parameters"] = WRITE_PARAMETERS.iter().map(|name| parameter(name)).collect();
+            operation["parameters"] = WRITE_PARAMETERS.iter().map(&parameter).collect();
             operation
         })
     });

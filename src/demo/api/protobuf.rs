@@ -32,6 +32,8 @@ enum Kind {
     Time,
     /// `authentication/v1` `ExtraValue`: a list of texts in a message of its own.
     ExtraValue,
+    /// `intstr.IntOrString`.
+    IntegerOrText,
 }
 
 /// Decodes a body into the JSON object it stands for. Errors: 400 for what is malformed, 415 for a kind this API
@@ -57,15 +59,18 @@ fn message_of(kind: &str) -> Option<Message> {
         "Secret" => SECRET,
         "Namespace" | "ServiceAccount" => METADATA_ONLY,
         "Lease" => LEASE,
+        "Deployment" => DEPLOYMENT,
+        "Service" => SERVICE,
         "DeleteOptions" => DELETE_OPTIONS,
         "SelfSubjectReview" => METADATA_ONLY,
+        "SelfSubjectRulesReview" => SELF_SUBJECT_RULES_REVIEW,
         "SelfSubjectAccessReview" => SELF_SUBJECT_ACCESS_REVIEW,
         "SubjectAccessReview" => SUBJECT_ACCESS_REVIEW,
         _ => return None,
     })
 }
 
-use Kind::{Bool, Bytes, ExtraValue, Integer, Many, ManyTexts, One, Text, Time};
+use Kind::{Bool, Bytes, ExtraValue, Integer, IntegerOrText, Many, ManyTexts, One, Text, Time};
 
 const ENVELOPE: Message = &[(1, "typeMeta", One(&[(1, "apiVersion", Text), (2, "kind", Text)])), (2, "raw", Bytes)];
 
@@ -122,6 +127,65 @@ const LEASE: Message = &[
     ),
 ];
 
+/// As much as `kubectl create deployment` writes; anything else of a pod is left out.
+const DEPLOYMENT: Message = &[
+    (1, "metadata", One(OBJECT_META)),
+    (
+        2,
+        "spec",
+        One(&[
+            (1, "replicas", Integer),
+            (2, "selector", One(&[(1, "matchLabels", Kind::Map(&Text))])),
+            (3, "template", One(&[(1, "metadata", One(OBJECT_META)), (2, "spec", One(POD_SPEC))])),
+        ]),
+    ),
+];
+
+const POD_SPEC: Message = &[
+    (2, "containers", Many(CONTAINER)),
+    (3, "restartPolicy", Text),
+    (8, "serviceAccountName", Text),
+    (10, "nodeName", Text),
+];
+
+const CONTAINER: Message = &[
+    (1, "name", Text),
+    (2, "image", Text),
+    (3, "command", ManyTexts),
+    (4, "args", ManyTexts),
+    (6, "ports", Many(&[(1, "name", Text), (3, "containerPort", Integer), (4, "protocol", Text)])),
+    (7, "env", Many(&[(1, "name", Text), (2, "value", Text)])),
+    (14, "imagePullPolicy", Text),
+    (16, "stdin", Bool),
+    (18, "tty", Bool),
+];
+
+/// As much as `kubectl create service` writes.
+const SERVICE: Message = &[
+    (1, "metadata", One(OBJECT_META)),
+    (
+        2,
+        "spec",
+        One(&[
+            (
+                1,
+                "ports",
+                Many(&[
+                    (1, "name", Text),
+                    (2, "protocol", Text),
+                    (3, "port", Integer),
+                    (4, "targetPort", IntegerOrText),
+                    (5, "nodePort", Integer),
+                ]),
+            ),
+            (2, "selector", Kind::Map(&Text)),
+            (3, "clusterIP", Text),
+            (4, "type", Text),
+            (10, "externalName", Text),
+        ]),
+    ),
+];
+
 const DELETE_OPTIONS: Message = &[
     (1, "gracePeriodSeconds", Integer),
     (2, "preconditions", One(&[(1, "uid", Text), (2, "resourceVersion", Text)])),
@@ -153,6 +217,9 @@ const SELF_SUBJECT_ACCESS_REVIEW: Message = &[
     ),
 ];
 
+const SELF_SUBJECT_RULES_REVIEW: Message =
+    &[(1, "metadata", One(OBJECT_META)), (2, "spec", One(&[(1, "namespace", Text)]))];
+
 const SUBJECT_ACCESS_REVIEW: Message = &[
     (1, "metadata", One(OBJECT_META)),
     (
@@ -183,7 +250,9 @@ fn read_message(mut bytes: &[u8], message: Message, depth: usize) -> Option<Valu
     let mut object = Map::new();
     while !bytes.is_empty() {
         let (number, wire) = next_field(&mut bytes)?;
-        let Some((_, name, kind)) = message.iter().find(|(n, _, _)| *n == number) else { continue };
+        let Some((_, name, kind)) = message.iter().find(|(n, _, _)| *n == number) else {
+            continue;
+        };
         match (kind, wire) {
             (Many(message), Wire::Slice(slice)) => push(&mut object, name, read_message(slice, message, depth + 1)?),
             (ManyTexts, Wire::Slice(slice)) => push(&mut object, name, text(slice)?),
@@ -218,6 +287,12 @@ fn read_single(kind: &Kind, wire: &Wire<'_>, depth: usize) -> Option<Value> {
         (Integer, Wire::Number(number)) => number.cast_signed().into(),
         (One(message), Wire::Slice(slice)) => read_message(slice, message, depth + 1)?,
         (Time, Wire::Slice(slice)) => read_time(slice)?,
+        (IntegerOrText, Wire::Slice(slice)) => {
+            let mut value =
+                read_message(slice, &[(1, "type", Integer), (2, "number", Integer), (3, "text", Text)], depth + 1)?;
+            let is_text = value["type"] == 1;
+            value[if is_text { "text" } else { "number" }].take()
+        }
         (ExtraValue, Wire::Slice(slice)) => read_message(slice, &[(1, "items", ManyTexts)], depth + 1)?["items"].take(),
         _ => return None,
     })
@@ -289,7 +364,7 @@ mod tests {
 
     /// As kubectl 1.33 sends `create configmap cap-cm` (recorded).
     const CONFIG_MAP_BODY: &[u8] =
-        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x1c\n\x1a\n\x06cap-cm\x12\0\x1a\x04demo\"\0*\02\08\0B\0\x1a\0\"\0";
+        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x1c\n\x1a\n\x06cap-cm\x12\0\x1a\x04demo\"\0*\x002\x008\0B\0\x1a\0\"\0";
 
     #[test]
     fn a_config_map_of_kubectl_is_read() {
@@ -301,7 +376,7 @@ mod tests {
 
     #[test]
     fn an_access_review_of_kubectl_is_read() {
-        let body = b"k8s\0\n2\n\x17authorization.k8s.io/v1\x12\x17SelfSubjectAccessReview\x12@\n\x10\n\0\x12\0\x1a\0\"\0*\02\08\0B\0\x12\"\n \n\x04demo\x12\x06create\x1a\0\"\0*\x04pods2\0:\x04exec\x1a\x08\x08\0\x12\0\x1a\0 \0\x1a\0\"\0";
+        let body = b"k8s\0\n2\n\x17authorization.k8s.io/v1\x12\x17SelfSubjectAccessReview\x12@\n\x10\n\0\x12\0\x1a\0\"\0*\x002\x008\0B\0\x12\"\n \n\x04demo\x12\x06create\x1a\0\"\0*\x04pods2\0:\x04exec\x1a\x08\x08\0\x12\0\x1a\0 \0\x1a\0\"\0";
         let object = decode(body).unwrap();
         assert_eq!(object["spec"]["resourceAttributes"]["verb"], "create");
     }

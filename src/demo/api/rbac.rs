@@ -118,7 +118,7 @@ impl Authorizer {
     /// The given rules, and what a real cluster grants everybody (`system:discovery`, `system:basic-user`,
     /// `system:public-info-viewer`) and to `system:masters`.
     pub fn new(mut rules: Vec<Rule>) -> Self {
-        let reviews = ["selfsubjectreviews", "selfsubjectaccessreviews"];
+        let reviews = ["selfsubjectreviews", "selfsubjectaccessreviews", "selfsubjectrulesreviews"];
         let open = ["/healthz*", "/livez*", "/readyz*", "/version", "/version/"];
         let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*", "/sample/*"];
         rules.extend([
@@ -129,6 +129,12 @@ impl Authorizer {
             Rule::for_group("system:unauthenticated").verbs(&["get"]).paths(&open),
         ]);
         Self { rules }
+    }
+
+    /// The rules that are for this user in this namespace.
+    pub fn rules_for<'a>(&'a self, user: &'a User, namespace: &'a str) -> impl Iterator<Item = &'a Rule> {
+        let here = move |rule: &&Rule| rule.namespaces.is_empty() || contains(&rule.namespaces, namespace);
+        self.rules.iter().filter(|rule| rule.is_for(user)).filter(here)
     }
 
     /// Whether the user may.

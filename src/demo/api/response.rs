@@ -127,7 +127,9 @@ pub(super) fn error(error: &ApiError) -> Response {
 
 /// Compresses long JSON answers where the client accepts it, and sends what is not short in chunks.
 pub(super) fn as_a_real_server_sends_it(request: &HeaderMap, mut response: Response) -> Response {
-    let Some(bytes) = response.body().as_whole().filter(|bytes| bytes.len() > SIZED_UP_TO) else { return response };
+    let Some(bytes) = response.body().as_whole().filter(|bytes| bytes.len() > SIZED_UP_TO) else {
+        return response;
+    };
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == "application/json");
     if bytes.len() > GZIP_FROM && is_json && accepts_gzip(request) {
         let compressed = gzip(bytes);

@@ -25,6 +25,7 @@ pub(super) fn answer(
     object["metadata"] = json!({"creationTimestamp": super::objects::now()});
     object["status"] = match resource.kind {
         "SelfSubjectReview" => json!({"userInfo": user_info(user)}),
+        "SelfSubjectRulesReview" => rules_of(user, object["spec"]["namespace"].as_str().unwrap_or_default(), rules),
         "SelfSubjectAccessReview" => decide(&object["spec"], user, rules)?,
         _ => decide(&object["spec"], &subject(&object["spec"]), rules)?,
     };
@@ -40,6 +41,25 @@ fn user_info(user: &User) -> Value {
         info["extra"] = json!(user.extra);
     }
     info
+}
+
+/// What the user may do in a namespace (`kubectl auth can-i --list`).
+fn rules_of(user: &User, namespace: &str, rules: &Authorizer) -> Value {
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    for rule in rules.rules_for(user, namespace) {
+        if !rule.resources.is_empty() {
+            let any = vec!["*".to_owned()];
+            let groups = if rule.api_groups.is_empty() { &any } else { &rule.api_groups };
+            resources.push(json!({
+                "verbs": rule.verbs, "apiGroups": groups, "resources": rule.resources,
+                "resourceNames": rule.resource_names,
+            }));
+        }
+        if !rule.paths.is_empty() {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.paths}));
+        }
+    }
+    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
 /// The user a `SubjectAccessReview` asks about.

@@ -109,7 +109,9 @@ async fn serve_connection(
     let _ = stream.set_nodelay(true);
     let open = Open::new(&api.counters.open_connections);
     let stream = ResettableStream { stream, reset: handle.reset.clone(), _open: open };
-    let Some(acceptor) = acceptor else { return serve_http1(api, stream, handle).await };
+    let Some(acceptor) = acceptor else {
+        return serve_http1(api, stream, handle).await;
+    };
     match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => serve_http2(api, stream, handle).await,
         Ok(Ok(stream)) => serve_http1(api, stream, handle).await,
@@ -286,7 +288,9 @@ fn watch_over_websocket(
     let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     tokio::spawn(async move {
         let _open = open;
-        let Ok(socket) = websocket::start(upgrade).await else { return };
+        let Ok(socket) = websocket::start(upgrade).await else {
+            return;
+        };
         let sender = socket.sender.clone();
         tokio::select! {
             ended = watch.run(Sink::Messages(socket.sender)) => if ended.is_err() { return },
@@ -317,7 +321,7 @@ fn answer_pod(
             exec::answer(api, connection, container()?, query, request)
         }
         Some("portforward") if exec::allows(request.method()) => {
-            port_forward::answer(api, connection, api.pods.first_container(&pod)?, request)
+            port_forward::answer(api, connection, api.pods.first_container(&pod)?, query, request)
         }
         _ => Err(ApiError::method_not_allowed()),
     }

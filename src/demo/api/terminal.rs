@@ -53,11 +53,8 @@ fn type_byte(byte: u8, line: &mut Vec<u8>, echoed: &mut Vec<u8>, interrupt: &Not
             interrupt.notify_one();
         }
         END_OF_INPUT => return Some(std::mem::take(line).into()),
-        BACKSPACE | DELETE => {
-            if line.pop().is_some() {
-                echoed.extend_from_slice(b"\x08 \x08");
-            }
-        }
+        BACKSPACE | DELETE if line.pop().is_some() => echoed.extend_from_slice(b"\x08 \x08"),
+        BACKSPACE | DELETE => {}
         ESCAPE => echoed.extend_from_slice(b"^["),
         _ if line.len() < MAX_LINE => {
             line.push(byte);

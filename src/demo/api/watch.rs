@@ -161,7 +161,9 @@ impl Watch {
     async fn send(&self, sink: &Sink, kind: &str, object: &Value) -> Result<(), Gone> {
         let line = match self.view {
             View::Object => json!({"type": kind, "object": object}),
-            View::Metadata => json!({"type": kind, "object": table::partial_metadata("v1", object)}),
+            View::Metadata => {
+                json!({"type": kind, "object": table::partial_metadata("v1", object)})
+            }
             View::Table(version) => {
                 let revision = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
                 let metadata = ListMeta { resource_version: revision, ..ListMeta::default() };

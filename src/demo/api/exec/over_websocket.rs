@@ -80,7 +80,9 @@ impl Protocol {
 
 /// Runs the process until it ends or the client goes away.
 pub(super) async fn run(upgrade: OnUpgrade, protocol: Protocol, session: Session) {
-    let Ok(socket) = websocket::start(upgrade).await else { return };
+    let Ok(socket) = websocket::start(upgrade).await else {
+        return;
+    };
     let wants = session.wants;
     let (mut running, command) = session.start();
     let stdin = std::mem::replace(&mut running.stdin, mpsc::channel(1).0);

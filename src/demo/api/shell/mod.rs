@@ -28,7 +28,9 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs a command as the first process of an exec.
 pub(super) async fn exec(container: Arc<Container>, command: &[String], mut io: Io<'_>) -> Exit {
-    let Some(program) = command.first() else { return Exit::NoSuchProgram(String::new()) };
+    let Some(program) = command.first() else {
+        return Exit::NoSuchProgram(String::new());
+    };
     if !programs::exists(program) {
         return Exit::NoSuchProgram(program.clone());
     }
@@ -134,7 +136,9 @@ impl Shell {
                 }
             };
             let run = async {
-                let Some(line) = io.stdin.line().await else { return Flow::Exit(self.last) };
+                let Some(line) = io.stdin.line().await else {
+                    return Flow::Exit(self.last);
+                };
                 self.run_script(&line, io).await
             };
             let flow = tokio::select! {

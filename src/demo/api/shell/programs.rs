@@ -42,8 +42,10 @@ static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// Whether there is such a program, by its name or in one of the usual folders.
 pub(super) fn exists(program: &str) -> bool {
-    let folder = program.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let usual = matches!(folder, "" | "/bin" | "/usr/bin") && (folder.is_empty() == !program.contains('/'));
+    let usual = match program.rsplit_once('/') {
+        Some((folder, _)) => matches!(folder, "/bin" | "/usr/bin"),
+        None => true,
+    };
     usual && PROGRAMS.contains(&base_name(program))
 }
 
@@ -55,10 +57,14 @@ pub(super) fn base_name(program: &str) -> &str {
 impl Shell {
     /// Runs a program that [`exists`].
     pub(super) async fn run_program(&mut self, words: &[String], io: &mut Io<'_>) -> Flow {
-        let Some((program, arguments)) = words.split_first() else { return Flow::Next(0) };
+        let Some((program, arguments)) = words.split_first() else {
+            return Flow::Next(0);
+        };
         let code = match base_name(program) {
             "true" => 0,
-            "exit" => return Flow::Exit(arguments.first().and_then(|code| code.parse().ok()).unwrap_or(self.last)),
+            "exit" => {
+                return Flow::Exit(arguments.first().and_then(|code| code.parse().ok()).unwrap_or(self.last));
+            }
             "sh" => self.run_shell(arguments, io).await,
             "cd" => self.change_folder(arguments.first().map_or("/root", String::as_str), io).await,
             "echo" => echo(arguments, io).await,
@@ -115,7 +121,9 @@ impl Shell {
 
     /// `head -c N [FILE]`; `/dev/zero` is as long as one likes.
     async fn head(&self, arguments: &[String], io: &mut Io<'_>) -> u8 {
-        let [flag, count, path @ ..] = arguments else { return complain(io, "head: use head -c N [FILE]").await };
+        let [flag, count, path @ ..] = arguments else {
+            return complain(io, "head: use head -c N [FILE]").await;
+        };
         let (Some(mut left), "-c") = (size(count), flag.as_str()) else {
             return complain(io, "head: use head -c N [FILE]").await;
         };

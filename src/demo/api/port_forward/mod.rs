@@ -1,6 +1,8 @@
 //! `portforward` over SPDY, and over SPDY within a WebSocket
 //! (`k8s.io/kubelet/pkg/cri/streaming/portforward/httpstream.go`).
 
+mod channels;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::Request;
@@ -17,6 +19,7 @@ use super::{
     body::Gone,
     exec::{accept_spdy, is_spdy_requested, offered_spdy_protocols, refuse_spdy_protocol},
     pods::Container,
+    request::Query,
     response::Response,
     server::ConnectionHandle,
     services,
@@ -27,14 +30,16 @@ use super::{
 
 const PROTOCOL: &str = "portforward.k8s.io";
 const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+const CHANNELS_PROTOCOL: &str = "v4.channel.k8s.io";
 /// How long the second stream of a pair may take (`streamCreationTimeout`).
 const PAIR_DEADLINE: Duration = Duration::from_secs(30);
 const BUFFER: usize = 32 * 1024;
 
-/// How the SPDY connection is carried.
+/// How connections are carried.
 enum Carrier {
-    Upgrade,
-    WebSocket,
+    Spdy,
+    SpdyInWebSocket,
+    Channels { ports: Vec<u16> },
 }
 
 /// Upgrades to a session of forwarded connections. Errors: 400 for a request that is no upgrade.
@@ -42,20 +47,25 @@ pub(super) fn answer(
     api: &Arc<Shared>,
     connection: &ConnectionHandle,
     container: Arc<Container>,
+    query: &Query,
     mut request: Request<Incoming>,
 ) -> Result<Response, ApiError> {
     let headers = request.headers();
     let (response, carrier) = if websocket::is_requested(request.method(), headers) {
         let offered = websocket::offered_protocols(headers);
-        if !offered.iter().any(|protocol| protocol == TUNNEL_PROTOCOL) {
-            return Ok(websocket::refuse_protocol());
-        }
-        (websocket::accept(headers, Some(TUNNEL_PROTOCOL))?, Carrier::WebSocket)
+        let known = [TUNNEL_PROTOCOL, CHANNELS_PROTOCOL];
+        let chosen = offered.iter().find_map(|protocol| known.into_iter().find(|known| known == protocol));
+        let Some(protocol) = chosen else { return Ok(websocket::refuse_protocol()) };
+        let carrier = match protocol {
+            CHANNELS_PROTOCOL => Carrier::Channels { ports: channels::ports(query)? },
+            _ => Carrier::SpdyInWebSocket,
+        };
+        (websocket::accept(headers, Some(protocol))?, carrier)
     } else if is_spdy_requested(headers) {
         if !offered_spdy_protocols(headers).iter().any(|protocol| protocol == PROTOCOL) {
             return Ok(refuse_spdy_protocol(headers, &[PROTOCOL]));
         }
-        (accept_spdy(PROTOCOL), Carrier::Upgrade)
+        (accept_spdy(PROTOCOL), Carrier::Spdy)
     } else {
         return Err(ApiError::bad_request("Upgrade request required"));
     };
@@ -65,7 +75,7 @@ pub(super) fn answer(
         let _open = open;
         tokio::select! {
             // The client went away.
-            _ = run(upgrade, &carrier, &container) => {}
+            _ = run(upgrade, carrier, &container) => {}
             () = container.stopped.cancelled() => {}
             () = shutdown.cancelled() => {}
         }
@@ -73,11 +83,20 @@ pub(super) fn answer(
     Ok(response)
 }
 
-async fn run(upgrade: OnUpgrade, carrier: &Carrier, container: &Arc<Container>) -> Result<(), Gone> {
-    let mut connection = match carrier {
-        Carrier::Upgrade => Connection::new(TokioIo::new(upgrade.await.map_err(|_| Gone)?)),
-        Carrier::WebSocket => Connection::new(websocket::start_as_bytes(upgrade).await?),
-    };
+async fn run(upgrade: OnUpgrade, carrier: Carrier, container: &Arc<Container>) -> Result<(), Gone> {
+    match carrier {
+        Carrier::Spdy => {
+            let upgraded = upgrade.await.map_err(|_| Gone)?;
+            run_spdy(Connection::new(TokioIo::new(upgraded)), container).await
+        }
+        Carrier::SpdyInWebSocket => {
+            run_spdy(Connection::new(websocket::start_as_bytes(upgrade).await?), container).await
+        }
+        Carrier::Channels { ports } => channels::run(upgrade, ports, container).await,
+    }
+}
+
+async fn run_spdy(mut connection: Connection, container: &Arc<Container>) -> Result<(), Gone> {
     let mut waiting = Waiting::default();
     let mut forwarded = JoinSet::new();
     while let Some(stream) = connection.accept().await {
@@ -114,7 +133,9 @@ impl Waiting {
             Some("data") => false,
             _ => return stream.sender().reset().await.map(|()| None),
         };
-        let Some(port) = port else { return stream.sender().reset().await.map(|()| None) };
+        let Some(port) = port else {
+            return stream.sender().reset().await.map(|()| None);
+        };
         let id = request_id(&stream, is_error);
         match self.0.remove(&id) {
             None => {

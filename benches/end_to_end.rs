@@ -1,0 +1,140 @@
+//! client -> stub -> agent -> sample API over loopback, each beside the same request made directly.
+//!
+//! Criterion measures the time of one; a table at the end shows rates, tails, CPU and ratios. Both ends and everything
+//! between them share this machine's cores, so CPU per request says more than time does.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group};
+use http_body_util::BodyExt;
+use support::{Connection, Load, Target, Tunnel, connections, cpu_time, small_gets};
+use tokio::runtime::Runtime;
+
+const BULK: u64 = 256 << 20;
+const FOLLOWERS: usize = 1000;
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
+}
+
+fn small_get(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let tunnel = runtime.block_on(Tunnel::start());
+    for in_flight in [1, 64] {
+        let mut group = criterion.benchmark_group(format!("small GET, {in_flight} in flight"));
+        group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(5));
+        for (name, target) in [("direct", &tunnel.direct), ("tunnel", &tunnel.through)] {
+            let mut open = Some(runtime.block_on(connections(target, in_flight)));
+            group.bench_function(name, |bencher| {
+                bencher.iter_custom(|count| {
+                    let (load, kept) = runtime.block_on(small_gets(open.take().unwrap(), count as usize));
+                    open = Some(kept);
+                    load.elapsed
+                });
+            });
+        }
+    }
+}
+
+fn bulk(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let tunnel = runtime.block_on(Tunnel::start());
+    let mut group = criterion.benchmark_group("256 MiB body");
+    group.throughput(Throughput::Bytes(BULK)).sample_size(10).measurement_time(Duration::from_secs(10));
+    for (name, target) in [("direct", &tunnel.direct), ("tunnel", &tunnel.through)] {
+        let mut connection = runtime.block_on(Connection::open(target));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| runtime.block_on(download(&mut connection)));
+        });
+    }
+}
+
+async fn download(connection: &mut Connection) {
+    assert_eq!(connection.fetch(&format!("/sample/bytes?n={BULK}")).await, BULK);
+}
+
+/// One table with everything, CPU too.
+fn report() {
+    let runtime = runtime();
+    let tunnel = runtime.block_on(Tunnel::start());
+    println!("\n| what | direct | tunnel | ratio |\n| --- | --- | --- | --- |");
+    for (in_flight, count) in [(1, 5_000), (64, 60_000)] {
+        let [direct, through] =
+            [&tunnel.direct, &tunnel.through].map(|target| gets(&runtime, target, in_flight, count));
+        let rate = |load: &Load| count as f64 / load.elapsed.as_secs_f64();
+        row(&format!("small GET, {in_flight} in flight: requests/s"), rate(&direct), rate(&through));
+        let cpu = |load: &Load| load.cpu.as_secs_f64() * 1e6 / count as f64;
+        row("the same: CPU per request, us", cpu(&direct), cpu(&through));
+        for percent in [50, 99] {
+            let latency = |load: &Load| load.percentile(percent).as_secs_f64() * 1e6;
+            row(&format!("the same: p{percent}, us"), latency(&direct), latency(&through));
+        }
+    }
+    let [direct, through] = [&tunnel.direct, &tunnel.through].map(|target| bulk_once(&runtime, target));
+    row("256 MiB body: Gbit/s", direct.0, through.0);
+    row("the same: CPU s/GiB", direct.1, through.1);
+    let [direct, through] = [&tunnel.direct, &tunnel.through].map(|target| beside_followers(&runtime, target));
+    row(&format!("small GET beside {FOLLOWERS} `logs -f`: p50, us"), direct.0, through.0);
+    row("the same: p99, us", direct.1, through.1);
+}
+
+fn row(what: &str, direct: f64, tunnel: f64) {
+    println!("| {what} | {direct:.2} | {tunnel:.2} | {:.2} |", tunnel / direct);
+}
+
+fn gets(runtime: &Runtime, target: &Target, in_flight: usize, count: usize) -> Load {
+    runtime.block_on(async {
+        let (_warm_up, open) = small_gets(connections(target, in_flight).await, count / 10).await;
+        small_gets(open, count).await.0
+    })
+}
+
+/// Gbit/s and CPU seconds per GiB.
+fn bulk_once(runtime: &Runtime, target: &Target) -> (f64, f64) {
+    runtime.block_on(async {
+        let mut connection = Connection::open(target).await;
+        download(&mut connection).await;
+        let (began, cpu_before) = (Instant::now(), cpu_time());
+        for _ in 0..4 {
+            download(&mut connection).await;
+        }
+        let bytes = 4.0 * BULK as f64;
+        let cpu = (cpu_time() - cpu_before).as_secs_f64();
+        (bytes * 8.0 / began.elapsed().as_secs_f64() / 1e9, cpu / (bytes / f64::from(1 << 30)))
+    })
+}
+
+/// p50 and p99 in microseconds of small GETs while many logs are followed.
+fn beside_followers(runtime: &Runtime, target: &Target) -> (f64, f64) {
+    runtime.block_on(async {
+        let mut followers = Vec::with_capacity(FOLLOWERS);
+        for _ in 0..FOLLOWERS {
+            let mut connection = Connection::open(target).await;
+            let mut body =
+                connection.get("/api/v1/namespaces/demo/pods/web/log?container=web&follow=true&tailLines=1").await;
+            body.frame().await.unwrap().unwrap();
+            followers.push(tokio::spawn(async move {
+                let _open = connection;
+                while let Some(Ok(_)) = body.frame().await {}
+            }));
+        }
+        let (load, _) = small_gets(connections(target, 4).await, 20_000).await;
+        followers.iter().for_each(tokio::task::JoinHandle::abort);
+        (load.percentile(50).as_secs_f64() * 1e6, load.percentile(99).as_secs_f64() * 1e6)
+    })
+}
+
+criterion_group!(benches, small_get, bulk);
+
+fn main() {
+    let listing = std::env::args().any(|argument| argument == "--list" || argument == "--test");
+    if std::env::var_os("QTUNNEL_BENCH_REPORT_ONLY").is_none() {
+        benches();
+        Criterion::default().configure_from_args().final_summary();
+    }
+    if !listing {
+        report();
+    }
+}

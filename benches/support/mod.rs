@@ -1,0 +1,249 @@
+//! What the benchmarks measure with: the whole tunnel in this process, a client, and the CPU time it all takes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use qtunnel::agent::{Agent, AgentConfig};
+use qtunnel::carrier::QuicSettings;
+use qtunnel::demo::SampleCluster;
+use qtunnel::kube::impersonation::ImpersonationPolicy;
+use qtunnel::pki::{HostName, StubKeys};
+use qtunnel::stub::{KnownClusters, Stub, StubConfig, admin};
+use qtunnel::wire::{AuthMode, ClusterId};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+/// Stub, agent and sample API in this process.
+pub struct Tunnel {
+    pub through: Target,
+    pub direct: Target,
+    _directory: tempfile::TempDir,
+    shutdown: CancellationToken,
+}
+
+/// Where requests go: the API server itself, or the stub in front of it.
+#[derive(Clone)]
+pub struct Target {
+    address: SocketAddr,
+    prefix: String,
+    headers: HeaderMap,
+    tls: TlsConnector,
+}
+
+impl Tunnel {
+    pub async fn start() -> Self {
+        let shutdown = CancellationToken::new();
+        let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listener = TcpListener::bind(loopback).await.unwrap();
+        let api_address = listener.local_addr().unwrap();
+        let cluster = Arc::new(SampleCluster::new(api_address).unwrap());
+        let upstream = cluster.upstream();
+        let (serving, stop) = (cluster.clone(), shutdown.clone());
+        tokio::spawn(async move { serving.serve(listener, stop).await });
+
+        let directory = tempfile::tempdir().unwrap();
+        let stub_dir = directory.path().join("stub");
+        let now = SystemTime::now();
+        let keys = StubKeys::create(&stub_dir, &[HostName::Ip(loopback.ip())], None, now).unwrap();
+        let id: ClusterId = "bench".parse().unwrap();
+        KnownClusters::new(&stub_dir).add(&id).unwrap();
+        let settings = stub_dir.join("stub.toml");
+        std::fs::write(
+            &settings,
+            "listen = \"127.0.0.1:0\"\npublic_address = \"127.0.0.1:0\"\n[authorization]\nmode = \"allow-all\"\n",
+        )
+        .unwrap();
+        let config = StubConfig::load(&settings).unwrap();
+        let admin_socket = config.admin_socket();
+        let stub = Stub::bind(config).await.unwrap();
+        let stub_address = stub.local_address().unwrap();
+        tokio::spawn(stub.run(shutdown.clone()));
+
+        let token = keys.tokens().create(&id, Duration::from_secs(600), 1, now).unwrap();
+        let agent = Agent::new(AgentConfig {
+            stub: stub_address.to_string().parse().unwrap(),
+            token: Some(token),
+            state_dir: directory.path().join("agent"),
+            upstream: upstream.clone(),
+            auth_mode: AuthMode::Impersonate,
+            policy: ImpersonationPolicy::default(),
+            quic: QuicSettings::default(),
+            drain_timeout: Duration::ZERO,
+            response_timeout: Duration::from_secs(60),
+        })
+        .unwrap();
+        tokio::spawn(agent.run(shutdown.clone()));
+        wait_for_agent(&admin_socket).await;
+
+        let groups = ["qtunnel:users".to_owned()];
+        let user = keys.user_authority().issue_user("bench", &groups, Duration::from_secs(3600), now).unwrap();
+        let through = Target {
+            address: stub_address,
+            prefix: format!("/clusters/{id}"),
+            headers: HeaderMap::new(),
+            tls: connector(
+                &keys.server_authority().certificate_pem(),
+                Some((&user.certificate_pem(), &user.key_pem())),
+            ),
+        };
+        let mut headers = HeaderMap::new();
+        let authorization = format!("Bearer {}", cluster.admin_token());
+        headers.insert(header::AUTHORIZATION, HeaderValue::try_from(authorization).unwrap());
+        let ca = String::from_utf8(upstream.certificate_authority.unwrap()).unwrap();
+        let direct = Target { address: api_address, prefix: String::new(), headers, tls: connector(&ca, None) };
+        Self { through, direct, _directory: directory, shutdown }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+async fn wait_for_agent(admin_socket: &std::path::Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let status = admin::status(admin_socket).await;
+        if status.is_ok_and(|status| status.clusters.iter().any(|cluster| !cluster.agents.is_empty())) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the agent did not connect");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn connector(ca: &str, certificate: Option<(&str, &str)>) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match certificate {
+        Some((chain, key)) => builder
+            .with_client_auth_cert(
+                CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().unwrap(),
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
+            .unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config).into()
+}
+
+/// One HTTP/1.1 connection of a client.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    target: Target,
+}
+
+impl Connection {
+    pub async fn open(target: &Target) -> Self {
+        let socket = TcpStream::connect(target.address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let name = ServerName::from(target.address.ip());
+        let socket = target.tls.connect(name, socket).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.unwrap();
+        tokio::spawn(connection);
+        Self { sender, target: target.clone() }
+    }
+
+    /// Sends a GET; the answer's body is still on its way.
+    pub async fn get(&mut self, path: &str) -> Incoming {
+        self.sender.ready().await.unwrap();
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = format!("{}{path}", self.target.prefix).parse().unwrap();
+        *request.headers_mut() = self.target.headers.clone();
+        let host = HeaderValue::try_from(self.target.address.to_string()).unwrap();
+        request.headers_mut().insert(header::HOST, host);
+        let response = self.sender.send_request(request).await.unwrap();
+        assert!(response.status().is_success(), "{path}: {}", response.status());
+        response.into_body()
+    }
+
+    /// Sends a GET and reads the answer to its end; how many bytes it had.
+    pub async fn fetch(&mut self, path: &str) -> u64 {
+        let mut body = self.get(path).await;
+        let mut length = 0;
+        while let Some(frame) = body.frame().await {
+            length += frame.unwrap().data_ref().map_or(0, Bytes::len) as u64;
+        }
+        length
+    }
+}
+
+/// What a number of requests took.
+pub struct Load {
+    pub elapsed: Duration,
+    pub cpu: Duration,
+    /// Of each request, sorted.
+    pub latencies: Vec<Duration>,
+}
+
+impl Load {
+    pub fn percentile(&self, percent: usize) -> Duration {
+        self.latencies[(self.latencies.len() * percent / 100).min(self.latencies.len() - 1)]
+    }
+}
+
+/// Makes `count` small GETs on as many connections as are given, one at a time on each.
+pub async fn small_gets(connections: Vec<Connection>, count: usize) -> (Load, Vec<Connection>) {
+    let each = count.div_ceil(connections.len());
+    let (began, cpu_before) = (Instant::now(), cpu_time());
+    let tasks = connections.into_iter().map(|mut connection| {
+        tokio::spawn(async move {
+            let mut latencies = Vec::with_capacity(each);
+            for _ in 0..each {
+                let began = Instant::now();
+                connection.fetch("/sample/bytes?n=1024").await;
+                latencies.push(began.elapsed());
+            }
+            (latencies, connection)
+        })
+    });
+    let mut latencies = Vec::with_capacity(count);
+    let mut connections = Vec::new();
+    for task in tasks.collect::<Vec<_>>() {
+        let (mut of_task, connection) = task.await.unwrap();
+        latencies.append(&mut of_task);
+        connections.push(connection);
+    }
+    let load = Load { elapsed: began.elapsed(), cpu: cpu_time() - cpu_before, latencies };
+    (sorted(load), connections)
+}
+
+fn sorted(mut load: Load) -> Load {
+    load.latencies.sort();
+    load
+}
+
+pub async fn connections(target: &Target, count: usize) -> Vec<Connection> {
+    let mut connections = Vec::with_capacity(count);
+    for _ in 0..count {
+        connections.push(Connection::open(target).await);
+    }
+    connections
+}
+
+/// CPU time of this process, in user and kernel mode. Clock ticks of 10 ms.
+pub fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // The second field is the program's name in brackets, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}

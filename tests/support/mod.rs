@@ -1,0 +1,32 @@
+//! Real processes for end-to-end tests: the sample API, stubs, agents and kubectl, all on loopback.
+//!
+//! Ports are chosen by the system, every wait has a deadline, and whatever was started is killed and removed when its value
+//! is dropped. When a test fails, the logs of its processes are printed.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+pub mod http;
+pub mod kubectl;
+pub mod process;
+pub mod terminal;
+pub mod tunnel;
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take that a test waits for.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long to wait before looking again.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` gives something; panics at the deadline, naming `what` was waited for.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
+        std::thread::sleep(INTERVAL);
+    }
+}
