@@ -6,6 +6,8 @@ mod access;
 mod address;
 mod backoff;
 mod join;
+mod network;
+mod network_changes;
 mod request;
 mod session;
 mod shared;
@@ -237,7 +239,10 @@ impl Agent {
                 "connected"
             );
         };
-        Ok(session.run(&connection, welcomed).await)
+        tokio::select! {
+            end = session.run(&connection, welcomed) => Ok(end),
+            never = network::follow(&connection) => match never {},
+        }
     }
 }
 
