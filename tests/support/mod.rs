@@ -10,6 +10,7 @@ pub mod kubectl;
 pub mod process;
 pub mod terminal;
 pub mod tunnel;
+pub mod udp_relay;
 
 use std::time::{Duration, Instant};
 
