@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use qtunnel::carrier::{Connection, QuicDialer, QuicListener, QuicSettings, RecvStream, SendStream};
+use qtunnel::carrier::{Connection, EndpointSecret, QuicDialer, QuicListener, QuicSettings, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -56,8 +56,9 @@ impl Pair {
             .with_no_client_auth();
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
 
+        let secret = EndpointSecret::new([1; 32]);
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listener = QuicListener::bind(any, Arc::new(server), &QuicSettings::default()).unwrap();
+        let listener = QuicListener::bind(any, Arc::new(server), &QuicSettings::default(), &secret).unwrap();
         let relay = UdpRelay::start(listener.local_address().unwrap(), DELAY);
         let dialer = QuicDialer::new(Arc::new(client), QuicSettings::default()).unwrap();
         let accept = async { listener.accept().await.unwrap().handshake().await.unwrap() };

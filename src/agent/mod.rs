@@ -15,16 +15,17 @@ mod upstream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressError, StubAddress};
 pub use join::JoinError;
 pub use upstream::UpstreamConfigError;
 
-use crate::carrier::{QuicDialer, QuicSettings};
+use crate::carrier::{Connection, QuicDialer, QuicSettings};
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError, tunnel_client_config};
@@ -82,6 +83,11 @@ pub enum AgentError {
         "this agent has not joined yet: give it a join token with --token; `qtunnel token create` at the stub makes one"
     )]
     NoToken,
+    /// Its certificate has expired, because it was not connected for too long, and it has no token to join again with.
+    #[error(
+        "this agent's certificate has expired, so it has to join again: give it a join token with --token; `qtunnel token create` at the stub makes one"
+    )]
+    Expired,
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -92,6 +98,12 @@ pub enum AgentError {
 
 /// How long a connection attempt may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stub does not answer before the agent tries whether it answers on another connection, and between tries.
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+
+/// How long an old connection has to answer once a new one does: several heartbeats.
+const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 
 /// Between attempts: at most half a second at first, at most half a minute later.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -139,12 +151,14 @@ impl Agent {
         result
     }
 
-    /// The agent's credentials; joins if there are none.
+    /// The agent's credentials; joins if there are none that are still valid.
     async fn joined(&self) -> Result<AgentCredentials, AgentError> {
-        if let Some(credentials) = self.state.load()? {
+        let stored = self.state.load()?;
+        let without_token = if stored.is_some() { AgentError::Expired } else { AgentError::NoToken };
+        if let Some(credentials) = stored.filter(|credentials| !is_expired(credentials)) {
             return Ok(credentials);
         }
-        let token = self.config.token.as_ref().ok_or(AgentError::NoToken)?;
+        let token = self.config.token.as_ref().ok_or(without_token)?;
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             match join::join(&self.config.stub, token, &self.state).await {
@@ -192,6 +206,9 @@ impl Agent {
             // A renewed certificate is used from the next connection on.
             if let Some(renewed) = self.state.load()? {
                 credentials = renewed;
+            }
+            if is_expired(&credentials) {
+                return Err(AgentError::Expired);
             }
         }
     }
@@ -242,8 +259,31 @@ impl Agent {
         tokio::select! {
             end = session.run(&connection, welcomed) => Ok(end),
             never = network::follow(&connection) => match never {},
+            end = self.abandoned(&connection, &dialer) => Ok(end),
         }
     }
+
+    /// Waits until the stub does not answer on `connection`, and does answer on a new one: then it knows nothing of
+    /// `connection` any more, and no patience brings it back.
+    async fn abandoned(&self, connection: &Connection, dialer: &QuicDialer) -> SessionEnd {
+        let mut silence = ABANDONED_AFTER;
+        loop {
+            connection.silent_for(silence).await;
+            let attempt = self.config.stub.dial(dialer, DIAL_TIMEOUT).await;
+            // The network may have come back only now, for both connections.
+            if matches!(attempt, Ok(Ok(_)))
+                && timeout(ANSWER_AGAIN, connection.answers()).await.is_err()
+            {
+                return SessionEnd::Abandoned;
+            }
+            silence += ABANDONED_AFTER;
+        }
+    }
+}
+
+/// Whether the stub will not accept them any more.
+fn is_expired(credentials: &AgentCredentials) -> bool {
+    SystemTime::now() > credentials.not_after()
 }
 
 fn least_wait(end: &SessionEnd) -> Duration {

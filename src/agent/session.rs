@@ -15,7 +15,9 @@ use super::shared::Shared;
 use super::upstream::Health;
 use crate::carrier::{Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError};
 use crate::pki::{AgentCredentials, AgentKey, AgentState};
-use crate::wire::{Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Renew, Report, StreamKind, Welcome};
+use crate::wire::{
+    Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Report, StreamKind, Welcome,
+};
 
 /// What one session needs to know.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ pub enum SessionEnd {
     /// The stub did not say welcome in time.
     #[error("the stub did not answer within {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
+    /// The stub answers, but not on this connection.
+    #[error("the stub has lost the connection")]
+    Abandoned,
     /// A refusal in the stub's words.
     #[error("the stub refused this agent: {0}")]
     Refused(String),
@@ -83,8 +88,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond two round trips, how long requests may be on their way when the agent says that it takes no more.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);
 
-/// How often the agent looks whether its certificate is due for renewal, and tries again after a refusal.
-const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+/// The longest time until the agent looks again whether its certificate is due for renewal. It looks again instead of
+/// sleeping until then, because the clock may be set meanwhile.
+const LONGEST_RENEWAL_CHECK: Duration = Duration::from_secs(60);
+
+/// The shortest such time, in which a refused or lost renewal is tried again.
+const SHORTEST_RENEWAL_CHECK: Duration = Duration::from_secs(1);
 
 impl Session<'_> {
     /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent.
@@ -136,7 +145,7 @@ impl Session<'_> {
         report_interval: Duration,
     ) -> Result<(), SessionEnd> {
         let mut report_at = Instant::now();
-        let mut renewal = Renewal::default();
+        let mut renewal = Renewal::of(self.credentials);
         let mut renewal_at = Instant::now();
         loop {
             tokio::select! {
@@ -144,18 +153,19 @@ impl Session<'_> {
                 () = tokio::time::sleep_until(report_at) => {}
                 Ok(()) = self.health.changed() => {}
                 () = tokio::time::sleep_until(renewal_at) => {
-                    renewal_at = Instant::now() + RENEWAL_CHECK;
-                    if let Some(renew) = renewal.request_if_due(self.credentials) {
+                    renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
+                    if let Some(renew) = renewal.request_if_due(SystemTime::now()) {
                         sender.send(&Frame::Renew(renew)).await?;
                     }
                     continue;
                 }
                 frame = receiver.next_frame() => {
                     match frame? {
-                        Some(Frame::Certificate(certificate)) => renewal.complete(certificate, self.credentials, self.state),
-                        Some(Frame::Refused(refused)) => {
-                            tracing::warn!("the stub refused to renew the certificate: {}", refused.reason);
+                        Some(Frame::Certificate(certificate)) => {
+                            renewal.complete(certificate, self.state);
+                            renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                         }
+                        Some(Frame::Refused(refused)) => renewal.refused(&refused),
                         Some(Frame::Drain(drain)) => tracing::info!("the stub is about to stop: {}", drain.reason),
                         Some(_) => {}
                         None => return Err(SessionEnd::ControlStreamEnded),
@@ -246,23 +256,40 @@ impl RequestStreams {
     }
 }
 
-/// The renewal of the agent's certificate.
-#[derive(Debug, Default)]
-struct Renewal {
-    /// The key of a request that has been sent.
-    key: Option<AgentKey>,
-    done: bool,
+/// The renewal of the agent's certificate, again and again as long as the connection lives.
+#[derive(Debug)]
+struct Renewal<'a> {
+    /// The credentials of the connection.
+    credentials: &'a AgentCredentials,
+    /// The latest ones; the next connection uses them.
+    renewed: Option<AgentCredentials>,
+    /// The key of a request that has not been answered yet.
+    requested: Option<AgentKey>,
 }
 
-impl Renewal {
-    fn request_if_due(&mut self, credentials: &AgentCredentials) -> Option<Renew> {
-        if self.done || !credentials.renew_due(SystemTime::now()) {
+impl<'a> Renewal<'a> {
+    fn of(credentials: &'a AgentCredentials) -> Self {
+        Self { credentials, renewed: None, requested: None }
+    }
+
+    fn latest(&self) -> &AgentCredentials {
+        self.renewed.as_ref().unwrap_or(self.credentials)
+    }
+
+    /// Soon enough to try several times before the certificate expires, however short its life.
+    fn next_check(&self, now: SystemTime) -> Duration {
+        let left = self.latest().not_after().duration_since(now).unwrap_or_default();
+        (left / 4).clamp(SHORTEST_RENEWAL_CHECK, LONGEST_RENEWAL_CHECK)
+    }
+
+    fn request_if_due(&mut self, now: SystemTime) -> Option<Renew> {
+        if self.requested.is_some() || !self.latest().renew_due(now) {
             return None;
         }
         let request = AgentKey::generate().and_then(|key| Ok((key.signing_request()?, key)));
         match request {
             Ok((request, key)) => {
-                self.key = Some(key);
+                self.requested = Some(key);
                 Some(Renew { request: request.to_vec().into() })
             }
             Err(error) => {
@@ -272,15 +299,20 @@ impl Renewal {
         }
     }
 
-    /// Stores the new certificate; the next connection uses it. The stub lets this one live on for as long.
-    fn complete(&mut self, certificate: Certificate, credentials: &AgentCredentials, state: &AgentState) {
-        let Some(key) = self.key.take() else { return };
+    fn refused(&mut self, refused: &Refused) {
+        self.requested = None;
+        tracing::warn!("the stub refused to renew the certificate: {}", refused.reason);
+    }
+
+    /// Stores the new certificate. The stub lets the connection live on for as long as that is valid.
+    fn complete(&mut self, certificate: Certificate, state: &AgentState) {
+        let Some(key) = self.requested.take() else { return };
         let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-        match state.store(&key, chain, credentials.server_authority().clone()) {
+        match state.store(&key, chain, self.credentials.server_authority().clone()) {
             Ok(renewed) => {
-                self.done = true;
                 let valid_until = jiff::Timestamp::try_from(renewed.not_after()).unwrap_or(jiff::Timestamp::MAX);
                 tracing::info!(%valid_until, "the agent's certificate has been renewed");
+                self.renewed = Some(renewed);
             }
             Err(error) => tracing::error!("the renewed certificate cannot be stored: {error}"),
         }

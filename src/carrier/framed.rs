@@ -6,7 +6,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::stream::{RecvStream, SendStream, StreamReadError, StreamWriteError};
 use crate::wire::limits::MAX_DATA_LENGTH;
-use crate::wire::{ErrorCode, Frame, FrameReader, MAX_DATA_HEADER_LENGTH, StreamKind, WireError, encode_data_header};
+use crate::wire::{
+    ErrorCode, Frame, FrameReader, MAX_DATA_HEADER_LENGTH, RequestHead, StreamKind, WireError, encode_data_header,
+};
 
 /// Why a frame could not be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +63,11 @@ impl FrameSender {
     /// Encodes `frame`; it is written together with what comes next.
     pub fn queue(&mut self, frame: &Frame) -> Result<(), WireError> {
         frame.encode(&mut self.queued)
+    }
+
+    /// Encodes the head of a request; it is written together with what comes next.
+    pub fn queue_request_head(&mut self, head: &RequestHead) -> Result<(), WireError> {
+        head.encode(&mut self.queued)
     }
 
     /// Encodes a piece of a body if it is short and little is queued, and tells whether it did.

@@ -3,15 +3,16 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
+use tokio_util::io::poll_read_buf;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::congestion::Pulse;
@@ -180,6 +181,14 @@ impl Connection {
         }
     }
 
+    /// Waits until the peer answers.
+    pub async fn answers(&self) {
+        let mut state = self.path_state();
+        if state.wait_for(|state| state.suspect_since.is_none()).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// Sends a packet now, whatever is in flight: worth it when the network may have come back.
     pub fn probe(&self) {
         heartbeat::beat(&self.connection, &self.pulse);
@@ -273,22 +282,40 @@ impl fmt::Debug for SendStream {
 pub struct RecvStream {
     stream: quinn::RecvStream,
     ended: bool,
+    /// How many bytes to gather into one piece, as the stream has shown to be worth it.
+    batch: usize,
+    /// An error that was met behind a piece that had to be given out first.
+    failed: Option<StreamReadError>,
 }
 
 impl RecvStream {
     /// The most bytes taken at once: enough to keep the cost of each piece small, little enough that streams take turns.
     const MAX_PIECE: usize = 64 * 1024;
 
+    /// Where gathering begins.
+    const MIN_PIECE: usize = 8 * 1024;
+
+    /// A piece shorter than this is not a full packet's: there is nothing behind it to gather.
+    const FULL_PACKET: usize = 1000;
+
     fn new(stream: quinn::RecvStream) -> Self {
-        Self { stream, ended: false }
+        Self { stream, ended: false, batch: Self::MIN_PIECE, failed: None }
     }
 
     /// The next piece in order; `None` at the clean end.
+    ///
+    /// quinn hands out what one packet carried at a time. Behind a full one there is mostly more: gathering that here is
+    /// cheaper than to carry each packet's part through the layers above by itself.
     pub fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamReadError>> {
+        if let Some(error) = self.failed.take() {
+            self.ended = true;
+            return Poll::Ready(Err(error));
+        }
         // The future keeps nothing between polls, so one may be made for each.
         let read = pin!(self.stream.read_chunk(Self::MAX_PIECE, true)).poll(context);
         read.map(|result| match result {
-            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(Some(chunk)) if chunk.bytes.len() < Self::FULL_PACKET => Ok(Some(chunk.bytes)),
+            Ok(Some(chunk)) => Ok(Some(self.gather(&chunk.bytes, context))),
             Ok(None) => {
                 self.ended = true;
                 Ok(None)
@@ -298,6 +325,27 @@ impl RecvStream {
                 Err(error.into())
             }
         })
+    }
+
+    /// `first` and whatever else is there already.
+    fn gather(&mut self, first: &[u8], context: &mut Context<'_>) -> Bytes {
+        let mut batch = BytesMut::with_capacity(self.batch.max(first.len()));
+        batch.extend_from_slice(first);
+        while batch.len() < self.batch {
+            match poll_read_buf(Pin::new(&mut self.stream), context, &mut batch) {
+                // The end is met again by the next read.
+                Poll::Ready(Ok(0)) | Poll::Pending => break,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => {
+                    self.failed = Some(error.into());
+                    break;
+                }
+            }
+        }
+        let worth_more = batch.len() >= self.batch;
+        let next = if worth_more { self.batch * 2 } else { self.batch / 2 };
+        self.batch = next.clamp(Self::MIN_PIECE, Self::MAX_PIECE);
+        batch.freeze()
     }
 
     /// Tells the peer that the rest is not wanted.
@@ -345,6 +393,15 @@ impl From<quinn::ReadError> for StreamReadError {
             quinn::ReadError::Reset(code) => Self::Reset(from_varint(code)),
             quinn::ReadError::ConnectionLost(error) => Self::ConnectionLost(error.into()),
             other => Self::ConnectionLost(ConnectionEnd::Failed(other.to_string())),
+        }
+    }
+}
+
+impl From<std::io::Error> for StreamReadError {
+    fn from(error: std::io::Error) -> Self {
+        match error.downcast::<quinn::ReadError>() {
+            Ok(error) => error.into(),
+            Err(other) => Self::ConnectionLost(ConnectionEnd::Failed(other.to_string())),
         }
     }
 }

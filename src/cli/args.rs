@@ -25,9 +25,10 @@ pub struct Cli {
     /// How log lines look.
     #[arg(long, global = true, env = "QTUNNEL_LOG_FORMAT", default_value = "human", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,qtunnel::access=off`.
-    #[arg(long, global = true, env = "QTUNNEL_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,qtunnel::access=off`
+    /// [default: info; for `demo`: warn].
+    #[arg(long, global = true, env = "QTUNNEL_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
     /// The command.
     #[command(subcommand)]
     pub command: Command,
@@ -81,6 +82,16 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+impl Command {
+    /// What is logged where nobody says: what the demo prints should not drown in log lines.
+    pub fn default_log(&self) -> &'static str {
+        match self {
+            Self::Demo(_) => "warn",
+            _ => "info",
+        }
+    }
 }
 
 const STUB_EXAMPLES: &str = "\
@@ -288,7 +299,8 @@ const DEMO_EXAMPLES: &str = "\
 Examples:
   qtunnel demo
   qtunnel demo -- kubectl get pods --all-namespaces
-  qtunnel demo --kubeconfig ~/.kube/config -- k9s";
+  qtunnel demo --kubeconfig ~/.kube/config --as-user alice --as-group devs
+  qtunnel demo --kubeconfig ~/.kube/config --as-user alice -- k9s";
 
 /// `qtunnel demo`.
 #[derive(Debug, Args)]
@@ -296,10 +308,19 @@ pub struct DemoArgs {
     /// Put the tunnel in front of a real cluster instead of the sample one.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig, if not its current one.
+    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    pub context: Option<String>,
+    /// The user to be in the real cluster, where its RBAC decides what that user may do.
+    #[arg(long, value_name = "NAME", default_value = "qtunnel-demo", requires = "kubeconfig")]
+    pub as_user: String,
+    /// A group that the user is in; may be given several times.
+    #[arg(long, value_name = "GROUP", requires = "kubeconfig")]
+    pub as_group: Vec<String>,
     /// The stub's port on loopback; 0 lets the system choose.
     #[arg(long, default_value_t = 0)]
     pub port: u16,
-    /// Run this command with KUBECONFIG set, and exit with its status.
+    /// Instead of checking, run this command with KUBECONFIG set, and exit with its status.
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
 }

@@ -25,13 +25,27 @@ type CommandResult = anyhow::Result<ExitCode>;
 /// Exit codes: 0 for success, 1 for an error, 2 for wrong usage; `demo -- CMD` has CMD's.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match logging::start(&cli.log, cli.log_format).and_then(|()| dispatch(cli.command)) {
+    let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
+    match logging::start(log, cli.log_format).and_then(|()| dispatch(cli.command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes. Some errors tell their cause themselves: each is said once.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for text in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = text;
+        } else if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line
 }
 
 fn dispatch(command: Command) -> CommandResult {
@@ -78,4 +92,20 @@ fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
         std::process::exit(1);
     });
     Ok(shutdown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read the file: {0}")]
+        struct Unreadable(#[from] std::io::Error);
+        let cause = || std::io::Error::other("the disk is gone");
+        assert_eq!(in_one_line(&Unreadable(cause()).into()), "cannot read the file: the disk is gone");
+        let error = anyhow::Error::from(cause()).context("cannot start");
+        assert_eq!(in_one_line(&error), "cannot start: the disk is gone");
+    }
 }

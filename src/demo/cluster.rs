@@ -21,7 +21,7 @@ use crate::wire::BearerToken;
 const AGENT: &str = "system:serviceaccount:qtunnel:agent";
 
 /// The group whose members may do everything in the namespaces of the sample cluster, as `kubectl` users are expected to.
-const USERS: &str = "qtunnel:users";
+pub(super) const USERS: &str = "qtunnel:users";
 
 /// The group whose members may act as other users and groups (`kubectl --as`), where the agent's own policy lets them.
 const IMPERSONATORS: &str = "qtunnel:impersonators";

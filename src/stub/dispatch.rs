@@ -154,9 +154,7 @@ async fn opened(
         Err(_elapsed) => return Err(never("the agent takes no more requests at the moment")),
     };
     let mut sender = FrameSender::open(send, StreamKind::Request);
-    sender
-        .queue(&Frame::RequestHead(Box::new(head.clone())))
-        .map_err(|error| Attempt::Final(Status::headers_too_large(error.to_string())))?;
+    sender.queue_request_head(head).map_err(|error| Attempt::Final(Status::headers_too_large(error.to_string())))?;
     Ok((sender, FrameReceiver::new(recv, FrameReader::for_response_to(head))))
 }
 

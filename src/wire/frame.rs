@@ -108,7 +108,7 @@ impl Frame {
                 out.extend_from_slice(data);
                 Ok(())
             }
-            Self::RequestHead(head) => encode_message(FrameType::RequestHead, out, |out| head.write_fields(out)),
+            Self::RequestHead(head) => head.encode(out),
             Self::ResponseHead(head) => encode_message(FrameType::ResponseHead, out, |out| head.write_fields(out)),
             Self::Trailers(trailers) => encode_message(FrameType::Trailers, out, |out| trailers.write_fields(out)),
             Self::Failure(failure) => encode_message(FrameType::Failure, out, |out| failure.write_fields(out)),
@@ -147,6 +147,13 @@ impl Frame {
 pub fn encode_data_header(length: usize, out: &mut BytesMut) {
     write_varint(FrameType::Data as u64, out);
     write_varint(length as u64, out);
+}
+
+impl RequestHead {
+    /// Appends the bytes of the frame that holds this head; see [`Frame::encode`].
+    pub fn encode(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        encode_message(FrameType::RequestHead, out, |out| self.write_fields(out))
+    }
 }
 
 /// Writes the payload behind a length of fixed width, so that it need not be measured first.

@@ -14,6 +14,7 @@ use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -47,6 +48,12 @@ impl Access {
     /// The same server with another certificate.
     pub fn with_credentials(mut self, credentials: Credentials) -> Self {
         self.upstream.credentials = credentials;
+        self
+    }
+
+    /// The same user at another address.
+    pub fn at(mut self, server: &str) -> Self {
+        self.upstream.server = server.parse().unwrap();
         self
     }
 
@@ -213,6 +220,19 @@ impl Client {
             Sender::Http1(_) => panic!("an HTTP/1.1 connection has one request at a time"),
         }
     }
+}
+
+/// One GET over plain HTTP/1.1 at `address`; the whole answer as it came.
+pub async fn get_plain(address: &str, path: &str) -> String {
+    let exchange = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    tokio::time::timeout(DEADLINE, exchange).await.expect("an answer in time").unwrap()
 }
 
 /// Reads an answer to its end.

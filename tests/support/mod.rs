@@ -8,6 +8,7 @@
 pub mod http;
 pub mod kubectl;
 pub mod process;
+pub mod proxy;
 pub mod terminal;
 pub mod tunnel;
 pub mod udp_relay;
@@ -29,5 +30,17 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
         }
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         std::thread::sleep(INTERVAL);
+    }
+}
+
+/// The same for conditions that are asynchronous.
+pub async fn eventually_async<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
+        tokio::time::sleep(INTERVAL).await;
     }
 }

@@ -102,6 +102,7 @@ impl Call<'_> {
             ));
         }
         let mut applied = self.take_object()?;
+        objects::check_shape(self.resource, &applied)?;
         let name = self.key().name;
         objects::metadata_mut(&mut applied).insert("name".to_owned(), name.into());
         let force = self.query.flag("force");
@@ -125,7 +126,9 @@ impl Call<'_> {
 
     fn delete(&self) -> Result<Response, ApiError> {
         let options = self.payload.decode_optional()?;
-        let (key, commit) = (self.key(), commit(self.query)?);
+        let in_body = options["dryRun"].as_array().is_some_and(|stages| stages.iter().any(|stage| stage == "All"));
+        let commit = if in_body { Commit::DryRun } else { commit(self.query)? };
+        let key = self.key();
         let removed = self.api.store.remove(self.resource, &key, commit, |object| {
             check_preconditions(self.resource, object, &options["preconditions"])
         })?;
@@ -165,6 +168,7 @@ impl Call<'_> {
     }
 
     fn finish_change(&self, before: &Value, mut after: Value) -> Result<Value, ApiError> {
+        objects::check_shape(self.resource, &after)?;
         check_revision(self.resource, before, &after)?;
         let status_only = self.target.subresource.as_deref() == Some("status");
         let mut result = match self.target.subresource.as_deref() {

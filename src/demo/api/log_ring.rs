@@ -13,6 +13,8 @@ use tokio::sync::watch;
 
 /// Lines kept; older ones are forgotten.
 const CAPACITY: usize = 4096;
+/// Longest line kept; the rest of a longer one is left out (as container runtimes cut lines, at 16 KiB).
+const MAX_LINE: usize = 16 * 1024;
 
 /// The log of one container.
 pub(super) struct LogRing {
@@ -62,6 +64,7 @@ impl LogRing {
     /// Adds one line.
     pub fn append(&self, text: &[u8]) {
         let mut ring = self.lock();
+        let text = text.get(..MAX_LINE).unwrap_or(text);
         let text = if text.ends_with(b"\n") { Bytes::copy_from_slice(text) } else { [text, b"\n"].concat().into() };
         ring.push(Line { time: Timestamp::now(), text });
         self.written.send_replace(ring.written);

@@ -6,13 +6,73 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::StatusCode;
 
 use super::{
-    body::{Body, BodySender, Gone},
+    body::{Body, Gone},
     log_ring::Line,
     pods::Container,
     request::Query,
     response::{self, Response},
+    sink::Sink,
     status::ApiError,
 };
+
+/// A log somebody wants to read.
+pub(super) struct Log {
+    container: Arc<Container>,
+    options: LogOptions,
+}
+
+impl Log {
+    /// Reads what is wanted. Errors: 400 for the log of a previous container, which there never is.
+    pub fn new(container: Arc<Container>, query: &Query) -> Result<Self, ApiError> {
+        if query.flag("previous") {
+            let (name, pod) = (query.get("container").unwrap_or_default(), &container.hostname);
+            let message = format!("previous terminated container \"{name}\" in pod \"{pod}\" not found");
+            return Err(ApiError::bad_request(message));
+        }
+        Ok(Self { container, options: LogOptions::parse(query) })
+    }
+
+    /// Answers with a body of lines.
+    pub fn over_http(self) -> Response {
+        if self.options.follow {
+            let (sender, body) = Body::streamed();
+            tokio::spawn(async move {
+                // The client went away or the pod stopped: both end the body.
+                let _ = self.run(Sink::Body(sender)).await;
+            });
+            return response::with_body(StatusCode::OK, "text/plain", body);
+        }
+        let mut text = BytesMut::new();
+        for line in &self.options.tail_of(self.container.log.read(0).0) {
+            text.put(self.options.print(line));
+        }
+        text.truncate(self.options.limit);
+        response::with_body(StatusCode::OK, "text/plain", Body::chunked(text))
+    }
+
+    /// Sends the lines there are and, if wanted, those to come, until the pod stops or the client is gone.
+    pub async fn run(self, sink: Sink) -> Result<(), Gone> {
+        let (lines, mut next) = self.container.log.read(0);
+        let (mut lines, mut left) = (self.options.tail_of(lines), self.options.limit);
+        loop {
+            for line in &lines {
+                let mut text = self.options.print(line);
+                text.truncate(left);
+                left -= text.len();
+                sink.send(text).await?;
+            }
+            if left == 0 || !self.options.follow {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.container.log.wait_beyond(next) => {}
+                () = self.container.stopped.cancelled() => return Ok(()),
+                () = sink.gone() => return Err(Gone),
+            }
+            (lines, next) = self.container.log.read(next);
+        }
+    }
+}
 
 /// What of a log is wanted.
 struct LogOptions {
@@ -20,60 +80,6 @@ struct LogOptions {
     tail: Option<usize>,
     timestamps: bool,
     limit: usize,
-}
-
-/// Answers with the container's log. Errors: 400 for the log of a previous container, which there never is.
-pub(super) fn answer(container: Arc<Container>, name: &str, query: &Query) -> Result<Response, ApiError> {
-    if query.flag("previous") {
-        let pod = &container.hostname;
-        return Err(ApiError::bad_request(format!(
-            "previous terminated container \"{name}\" in pod \"{pod}\" not found"
-        )));
-    }
-    let options = LogOptions::parse(query);
-    let (lines, next) = container.log.read(0);
-    let lines = options.tail_of(lines);
-    if !options.follow {
-        let mut text = BytesMut::new();
-        for line in &lines {
-            text.put(options.print(line));
-        }
-        text.truncate(options.limit);
-        return Ok(response::with_body(StatusCode::OK, "text/plain", Body::chunked(text)));
-    }
-    let (sender, body) = Body::streamed();
-    tokio::spawn(async move {
-        // The client went away or the pod stopped: both end the body.
-        let _ = follow(&container, options, lines, next, &sender).await;
-    });
-    Ok(response::with_body(StatusCode::OK, "text/plain", body))
-}
-
-async fn follow(
-    container: &Container,
-    options: LogOptions,
-    mut lines: Vec<Line>,
-    mut next: u64,
-    sender: &BodySender,
-) -> Result<(), Gone> {
-    let mut left = options.limit;
-    loop {
-        for line in &lines {
-            let mut text = options.print(line);
-            text.truncate(left);
-            left -= text.len();
-            sender.send(text).await?;
-            if left == 0 {
-                return Ok(());
-            }
-        }
-        tokio::select! {
-            () = container.log.wait_beyond(next) => {}
-            () = container.stopped.cancelled() => return Ok(()),
-            () = sender.gone() => return Err(Gone),
-        }
-        (lines, next) = container.log.read(next);
-    }
 }
 
 impl LogOptions {

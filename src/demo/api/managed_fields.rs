@@ -3,7 +3,7 @@
 //! A small model of `sigs.k8s.io/structured-merge-diff`: maps are merged field by field, lists whose items have a
 //! `name` are merged by it, every other list is one value.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -38,10 +38,10 @@ pub(super) fn record_update(before: Option<&Value>, after: &mut Value, manager: 
     let new_values = leaves(after);
     let changed: Fields = new_values
         .iter()
-        .filter(|(path, value)| old_values.iter().all(|(p, v)| p != path || v != value))
+        .filter(|(path, value)| old_values.get(*path) != Some(value))
         .map(|(path, _)| path.clone())
         .collect();
-    let present: Fields = new_values.iter().map(|(path, _)| path.clone()).collect();
+    let present: Fields = new_values.into_keys().collect();
     let mut entries = entries_of(before.unwrap_or(after));
     for entry in &mut entries {
         entry.fields.retain(|path| present.contains(path) && !changed.contains(path));
@@ -68,13 +68,10 @@ pub(super) fn apply(
     let empty = json!({});
     let base = live.unwrap_or(&empty);
     let wanted_values = leaves(&wanted);
-    let fields: Fields = wanted_values.iter().map(|(path, _)| path.clone()).collect();
+    let fields: Fields = wanted_values.keys().cloned().collect();
     let mut entries = entries_of(base);
     let live_values = leaves(base);
-    let differs = |path: &Path| {
-        let value = |values: &[(Path, Value)]| values.iter().find(|(p, _)| p == path).map(|(_, v)| v.clone());
-        value(&wanted_values) != value(&live_values)
-    };
+    let differs = |path: &Path| wanted_values.get(path) != live_values.get(path);
     let mut conflicts = Vec::new();
     for entry in entries.iter_mut().filter(|entry| !entry.is(manager, "Apply")) {
         let contested: Vec<Path> = entry.fields.intersection(&fields).filter(|path| differs(path)).cloned().collect();
@@ -120,10 +117,10 @@ fn conflict(manager: &str, path: &Path, applied: &Value) -> Cause {
 }
 
 /// The fields with a value of their own. Identity and system metadata belong to nobody.
-fn leaves(object: &Value) -> Vec<(Path, Value)> {
+fn leaves(object: &Value) -> BTreeMap<Path, Value> {
     const SYSTEM: &[&str] =
         &["name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"];
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     for (key, value) in object.as_object().into_iter().flatten() {
         match key.as_str() {
             "apiVersion" | "kind" => {}
@@ -140,7 +137,7 @@ fn leaves(object: &Value) -> Vec<(Path, Value)> {
     found
 }
 
-fn collect(path: Path, value: &Value, found: &mut Vec<(Path, Value)>) {
+fn collect(path: Path, value: &Value, found: &mut BTreeMap<Path, Value>) {
     let below = |step: String| path.iter().cloned().chain([step]).collect::<Path>();
     match value {
         Value::Object(map) if !map.is_empty() => {
@@ -153,7 +150,7 @@ fn collect(path: Path, value: &Value, found: &mut Vec<(Path, Value)>) {
                 collect(below(name_step(item)), item, found);
             }
         }
-        _ => found.push((path, value.clone())),
+        _ => drop(found.insert(path, value.clone())),
     }
 }
 

@@ -81,6 +81,27 @@ pub(super) fn prepare_update(resource: &Resource, before: &Value, after: &mut Va
     Ok(())
 }
 
+/// Refuses what is not shaped like an object of Kubernetes, so that everything after may rely on the shape.
+///
+/// Errors: 400, naming the field.
+pub(super) fn check_shape(resource: &Resource, object: &Value) -> Result<(), ApiError> {
+    let wrong = |field: &str| {
+        let (kind, version) = (resource.kind, resource.group_version());
+        let what = format!("json: cannot unmarshal into field {field:?}");
+        ApiError::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {what}"))
+    };
+    if !object.is_object() {
+        return Err(wrong(""));
+    }
+    for field in ["/metadata", "/spec", "/status", "/data", "/stringData", "/metadata/labels", "/metadata/annotations"]
+    {
+        if object.pointer(field).is_some_and(|value| !value.is_object() && !value.is_null()) {
+            return Err(wrong(&field[1..].replace('/', ".")));
+        }
+    }
+    Ok(())
+}
+
 /// Whether status is written through the `status` subresource alone.
 pub(super) fn has_status(resource: &Resource) -> bool {
     resource.subresources.iter().any(|s| s.name == "status")
@@ -101,6 +122,7 @@ fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
 
 /// Kind, apiVersion and namespace follow the path; where the object says otherwise, it is refused.
 fn settle_identity(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), ApiError> {
+    check_shape(resource, object)?;
     let group_version = resource.group_version();
     for (field, expected) in [("kind", resource.kind), ("apiVersion", group_version.as_str())] {
         match object[field].as_str() {
@@ -303,6 +325,24 @@ mod tests {
     fn an_object_of_another_namespace_is_refused() {
         let mut object = json!({"metadata": {"name": "a", "namespace": "other"}});
         assert_eq!(prepare_create(config_map(), "demo", &mut object).unwrap_err().code.as_u16(), 400);
+    }
+
+    #[test]
+    fn what_is_not_shaped_like_an_object_is_refused() {
+        let odd = [
+            json!([]),
+            json!("text"),
+            json!({"metadata": 1}),
+            json!({"metadata": {"name": "a", "labels": "x"}}),
+            json!({"metadata": {"name": "a"}, "data": "x", "stringData": {"k": "v"}}),
+            json!({"metadata": {"name": "a"}, "spec": []}),
+        ];
+        for resource in super::super::resources::RESOURCES.iter().filter(|resource| resource.is_stored()) {
+            for object in &odd {
+                let error = prepare_create(resource, "demo", &mut object.clone()).unwrap_err();
+                assert_eq!(error.code.as_u16(), 400, "{object}");
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,11 @@ use serde_json::{Map, Value};
 
 use super::status::ApiError;
 
+/// Operations one JSON patch may have (`maxJSONPatchOperations`).
+const MAX_OPERATIONS: usize = 10_000;
+/// Bytes the `copy` operations of one JSON patch may add; copies of copies double otherwise.
+const MAX_COPIED: usize = 3 * 1024 * 1024;
+
 /// RFC 7396.
 pub(super) fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
@@ -100,14 +105,18 @@ fn merge_list(target: &mut Vec<Value>, items: &[Value], key: &str) {
 /// does not fit the object.
 pub(super) fn json_patch(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
     let operations = patch.as_array().ok_or_else(|| ApiError::bad_request("a JSON patch is a list of operations"))?;
+    if operations.len() > MAX_OPERATIONS {
+        return Err(ApiError::too_large(MAX_OPERATIONS));
+    }
+    let mut copied = 0;
     for operation in operations {
-        apply_operation(target, operation)
+        apply_operation(target, operation, &mut copied)
             .ok_or_else(|| ApiError::bad_request(format!("the JSON patch operation {operation} cannot be applied")))?;
     }
     Ok(())
 }
 
-fn apply_operation(target: &mut Value, operation: &Value) -> Option<()> {
+fn apply_operation(target: &mut Value, operation: &Value, copied: &mut usize) -> Option<()> {
     let path = operation["path"].as_str()?;
     match operation["op"].as_str()? {
         "add" => add(target, path, operation.get("value")?.clone()),
@@ -121,8 +130,9 @@ fn apply_operation(target: &mut Value, operation: &Value) -> Option<()> {
             add(target, path, moved)
         }
         "copy" => {
-            let copied = target.pointer(operation["from"].as_str()?)?.clone();
-            add(target, path, copied)
+            let copy = target.pointer(operation["from"].as_str()?)?.clone();
+            *copied += copy.to_string().len();
+            (*copied <= MAX_COPIED).then(|| add(target, path, copy))?
         }
         "test" => (target.pointer(path)? == operation.get("value")?).then_some(()),
         _ => None,
@@ -211,6 +221,13 @@ mod tests {
         let mut object = json!({"args": ["a"], "finalizers": ["x", "y"]});
         strategic_merge(&mut object, &json!({"args": ["b"], "$deleteFromPrimitiveList/finalizers": ["x"]}));
         assert_eq!(object, json!({"args": ["b"], "finalizers": ["y"]}));
+    }
+
+    #[test]
+    fn copies_of_copies_are_bounded() {
+        let mut object = json!({"a": ["x".repeat(1000)]});
+        let doubling = json!({"op": "copy", "from": "/a", "path": "/a/-"});
+        assert!(json_patch(&mut object, &vec![doubling; 64].into()).is_err());
     }
 
     #[test]

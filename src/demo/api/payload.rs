@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::header;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::{protobuf, status::ApiError};
+use super::{protobuf, server::ApiRequest, status::ApiError};
 
 /// Bodies up to this size are read, as by a real API server (`MaxRequestBodyBytes`).
 const LIMIT: usize = 3 * 1024 * 1024;
@@ -23,9 +22,11 @@ pub(super) struct Payload {
 
 impl Payload {
     /// Reads the body. Errors: 413 above 3 MiB, 400 when it does not arrive whole and in time.
-    pub async fn read(headers: &HeaderMap, body: Incoming) -> Result<Self, ApiError> {
-        let media_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+    pub async fn read(request: &mut ApiRequest) -> Result<Self, ApiError> {
+        let media_type =
+            request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let Some(body) = request.body_mut() else { return Ok(Self { media_type, bytes: Bytes::new() }) };
         let collected = tokio::time::timeout(DEADLINE, Limited::new(body, LIMIT).collect()).await;
         let collected = collected.map_err(|_| ApiError::bad_request("the request body did not arrive in time"))?;
         let bytes = collected.map_err(|error| {

@@ -1,6 +1,6 @@
 //! Played processes: how they read and write, and how they end. Exec and attach run them, each transport in its way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
@@ -98,6 +98,10 @@ pub(super) enum Task {
     Attach,
 }
 
+/// How long a command takes to start. A container runtime takes longer still, and kubectl 1.32 relies on it: over
+/// WebSocket it drops what arrives before it has made its streams ("Unknown stream id").
+const START: Duration = Duration::from_millis(30);
+
 /// Starts a process.
 pub(super) fn start(container: Arc<Container>, task: Task, with_terminal: bool) -> Running {
     let (stdin, raw) = mpsc::channel(WAITING);
@@ -112,6 +116,9 @@ pub(super) fn start(container: Arc<Container>, task: Task, with_terminal: bool) 
     let future = async move {
         let stopped = container.stopped.clone();
         let run = async move {
+            if matches!(task, Task::Exec(_)) {
+                tokio::time::sleep(START).await;
+            }
             if with_terminal {
                 let terminal = Terminal { size, interrupt: Arc::default() };
                 on_terminal(container, task, raw, stdout, stderr, terminal).await

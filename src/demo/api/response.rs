@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
-use super::{body::Body, status::ApiError};
+use super::{body::Body, request::Query, status::ApiError};
 
 /// An answer.
 pub(super) type Response = http::Response<Body>;
@@ -123,6 +123,28 @@ pub(super) fn with_body(code: StatusCode, content_type: &'static str, body: Body
 /// The answer to a failed request.
 pub(super) fn error(error: &ApiError) -> Response {
     json(error.code, &error.status)
+}
+
+/// Whether a person reads the answer: `?pretty`, curl, Wget, or a browser (`responsewriters.isPrettyPrint`).
+pub(super) fn is_pretty_wanted(request: &HeaderMap, query: &str) -> bool {
+    let query = Query::parse(query);
+    if query.get("pretty").is_some() {
+        return query.flag("pretty");
+    }
+    let agent = request.get(header::USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+    [b"curl".as_slice(), b"Wget", b"Mozilla/5.0"].iter().any(|reader| agent.starts_with(reader))
+}
+
+/// A JSON answer with line breaks; others as they are.
+pub(super) fn pretty(mut response: Response) -> Response {
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == "application/json");
+    let sized = response.headers().contains_key(header::CONTENT_LENGTH);
+    let parsed = response.body().as_whole().filter(|_| is_json && !sized).map(|b| serde_json::from_slice::<Value>(b));
+    if let Some(Ok(value)) = parsed {
+        // What was parsed as JSON can be written as JSON.
+        *response.body_mut() = Body::whole(format!("{value:#}\n"));
+    }
+    response
 }
 
 /// Compresses long JSON answers where the client accepts it, and sends what is not short in chunks.

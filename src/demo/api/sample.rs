@@ -2,8 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -11,7 +10,7 @@ use super::{
     body::Body,
     request::Query,
     response::{self, Response},
-    server::ConnectionHandle,
+    server::{ApiRequest, ConnectionHandle},
     status::ApiError,
 };
 
@@ -23,12 +22,16 @@ pub(super) async fn answer(
     api: &Shared,
     connection: &ConnectionHandle,
     query: &Query,
-    request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let octets = "application/octet-stream";
     match request.uri().path() {
         "/sample/bytes" => Ok(response::with_body(StatusCode::OK, octets, Body::zeros(number(query, "n")?))),
-        "/sample/echo" => Ok(response::with_body(StatusCode::OK, octets, Body::echo(request.into_body()))),
+        "/sample/echo" => Ok(response::with_body(
+            StatusCode::OK,
+            octets,
+            request.body_mut().take().map_or_else(|| Body::whole(""), Body::echo),
+        )),
         "/sample/slow" => {
             tokio::time::sleep(Duration::from_millis(number(query, "ms")?).min(MAX_SLEEP)).await;
             Ok(response::text(StatusCode::OK, "done\n"))
@@ -40,7 +43,7 @@ pub(super) async fn answer(
             Ok(response::with_body(StatusCode::OK, octets, Body::cut_short(after.saturating_add(1 << 20), after)))
         }
         "/sample/requests" => Ok(response::json(StatusCode::OK, &counts(api))),
-        "/sample/headers" => Ok(response::json(StatusCode::OK, &seen(&request))),
+        "/sample/headers" => Ok(response::json(StatusCode::OK, &seen(request))),
         _ => Err(ApiError::no_such_resource()),
     }
 }
@@ -67,7 +70,7 @@ fn counts(api: &Shared) -> Value {
     })
 }
 
-fn seen(request: &Request<Incoming>) -> Value {
+fn seen(request: &ApiRequest) -> Value {
     json!({
         "method": request.method().as_str(),
         "path": request.uri().path_and_query().map(http::uri::PathAndQuery::as_str),

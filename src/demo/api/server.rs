@@ -24,10 +24,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Open, Shared,
+    body::Gone,
     crud::Call,
     exec,
     identity::{User, effective_user},
-    logs, objects,
+    logs::Log,
+    objects,
     payload::Payload,
     port_forward,
     rbac::Attributes,
@@ -35,9 +37,10 @@ use super::{
     resources::{Resource, pods},
     response::{self, Response},
     reviews, sample,
+    sink::Sink,
     status::{ApiError, Details, details_of, forbidden_message, forbidden_subject, quoted},
     store::Key,
-    watch::{Sink, Watch},
+    watch::Watch,
     websocket,
 };
 
@@ -82,6 +85,9 @@ pub(super) async fn serve(
     connections.close();
     connections.wait().await;
 }
+
+/// A request; its body, unless somebody took it.
+pub(super) type ApiRequest = Request<Option<Incoming>>;
 
 /// What a request may do to the connection it came on.
 #[derive(Clone)]
@@ -172,19 +178,24 @@ async fn answer(
     let open = Open::new(&api.counters.open_requests);
     let audit_id = request.headers().get(AUDIT_ID).cloned().unwrap_or_else(new_audit_id);
     let headers = request.headers().clone();
+    let wants_pretty = response::is_pretty_wanted(&headers, request.uri().query().unwrap_or_default());
+    let mut request = request.map(Some);
     let answered = match identify(&api, request.headers()) {
-        Ok(user) => dispatch(&api, &connection, user, request).await,
+        Ok(user) => dispatch(&api, &connection, user, &mut request).await,
         Err(error) => Err(error),
     };
     let response = answered.unwrap_or_else(|error| response::error(&error));
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(response);
     }
+    let response = if wants_pretty { response::pretty(response) } else { response };
     let mut response = response::as_a_real_server_sends_it(&headers, response);
     response.headers_mut().insert(AUDIT_ID, audit_id);
     let caching = response.headers_mut().entry(header::CACHE_CONTROL);
     caching.or_insert(HeaderValue::from_static("no-cache, private"));
-    Ok(response.map(|body| body.holding(open)))
+    // HTTP/2 resets a stream whose body is dropped unread, and with it an answer that is not out yet.
+    let unread = request.into_body();
+    Ok(response.map(|body| body.holding((open, unread))))
 }
 
 fn identify(api: &Shared, headers: &HeaderMap) -> Result<User, ApiError> {
@@ -195,7 +206,7 @@ async fn dispatch(
     api: &Arc<Shared>,
     connection: &ConnectionHandle,
     user: User,
-    request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let query = Query::parse(request.uri().query().unwrap_or_default());
     match Target::parse(request.uri().path()) {
@@ -221,7 +232,7 @@ async fn answer_path(
     api: &Shared,
     connection: &ConnectionHandle,
     query: &Query,
-    request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let path = request.uri().path();
     if path.starts_with("/sample/") {
@@ -255,51 +266,73 @@ async fn answer_resource(
     target: &ResourceTarget,
     query: &Query,
     user: &User,
-    mut request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let verb = target.verb(request.method(), query);
     let is_watch = verb == "watch" || (verb == "get" && query.flag("watch") && target.subresource.is_none());
     if is_watch && resource.is_stored() {
         let watch = Watch::new(api, resource, target, query, request.headers())?;
         if websocket::is_requested(request.method(), request.headers()) {
-            return watch_over_websocket(api, connection, watch, &mut request);
+            return over_websocket(api, connection, request, None, |sender| watch.run(Sink::Texts(sender)));
         }
         return Ok(watch.over_http());
     }
-    let (parts, body) = request.into_parts();
-    let payload = Payload::read(&parts.headers, body).await?;
+    let payload = Payload::read(request).await?;
     if !resource.is_stored() {
         if verb != "create" {
             return Err(ApiError::method_not_allowed());
         }
-        return reviews::answer(resource, payload.decode()?, user, &api.authorizer);
+        let review = payload.decode()?;
+        objects::check_shape(resource, &review)?;
+        return reviews::answer(resource, review, user, &api.authorizer);
     }
-    Call { api, resource, target, query, headers: &parts.headers, payload }.answer(verb)
+    Call { api, resource, target, query, headers: request.headers(), payload }.answer(verb)
 }
 
-fn watch_over_websocket(
-    api: &Arc<Shared>,
+/// Streams over a WebSocket; the connection closes when the stream has ended.
+fn over_websocket<F>(
+    api: &Shared,
     connection: &ConnectionHandle,
-    watch: Watch,
-    request: &mut Request<Incoming>,
-) -> Result<Response, ApiError> {
-    let response = websocket::accept(request.headers(), None)?;
+    request: &mut ApiRequest,
+    protocol: Option<&str>,
+    stream: impl FnOnce(websocket::MessageSender) -> F + Send + 'static,
+) -> Result<Response, ApiError>
+where
+    F: Future<Output = Result<(), Gone>> + Send,
+{
+    let response = websocket::accept(request.headers(), protocol)?;
     let upgrade = hyper::upgrade::on(request);
     let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     tokio::spawn(async move {
         let _open = open;
-        let Ok(socket) = websocket::start(upgrade).await else {
-            return;
-        };
-        let sender = socket.sender.clone();
+        let Ok(mut socket) = websocket::start(upgrade).await else { return };
+        // The client has nothing to say; the end of its messages is its end.
+        let client_gone = async { while socket.incoming.recv().await.is_some() {} };
         tokio::select! {
-            ended = watch.run(Sink::Messages(socket.sender)) => if ended.is_err() { return },
+            ended = stream(socket.sender.clone()) => if ended.is_err() { return },
+            () = client_gone => return,
             () = shutdown.cancelled() => {}
         }
         // A client that is gone needs no goodbye.
-        let _ = sender.close().await;
+        let _ = socket.sender.close().await;
     });
     Ok(response)
+}
+
+/// A log over WebSocket: binary messages (`wsstream.NewDefaultReaderProtocols`).
+fn log_over_websocket(
+    api: &Shared,
+    connection: &ConnectionHandle,
+    log: Log,
+    request: &mut ApiRequest,
+) -> Result<Response, ApiError> {
+    const BINARY: &str = "binary.k8s.io";
+    let offered = websocket::offered_protocols(request.headers());
+    let protocol = offered.iter().any(|protocol| protocol == BINARY).then_some(BINARY);
+    if protocol.is_none() && !offered.is_empty() {
+        return Ok(websocket::refuse_protocol());
+    }
+    over_websocket(api, connection, request, protocol, |sender| log.run(Sink::Binaries(sender)))
 }
 
 fn answer_pod(
@@ -307,7 +340,7 @@ fn answer_pod(
     connection: &ConnectionHandle,
     target: &ResourceTarget,
     query: &Query,
-    request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let (namespace, name) =
         (target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default());
@@ -315,7 +348,11 @@ fn answer_pod(
     let container = || api.pods.container(&pod, query.get("container"));
     match target.subresource.as_deref() {
         Some("log") if request.method() == Method::GET => {
-            logs::answer(container()?, query.get("container").unwrap_or_default(), query)
+            let log = Log::new(container()?, query)?;
+            if websocket::is_requested(request.method(), request.headers()) {
+                return log_over_websocket(api, connection, log, request);
+            }
+            Ok(log.over_http())
         }
         Some("exec" | "attach") if exec::allows(request.method()) => {
             exec::answer(api, connection, container()?, query, request)

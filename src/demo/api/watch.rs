@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use rand::Rng;
 use serde_json::{Value, json};
@@ -9,16 +10,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Shared,
-    body::{Body, BodySender, Gone},
+    body::{Body, Gone},
     crud,
     request::{Query, ResourceTarget},
     resources::Resource,
     response::{self, ListMeta, Response, View},
     selector::Selector,
+    sink::Sink,
     status::ApiError,
     store::{Event, TooOld},
     table,
-    websocket::MessageSender,
 };
 
 /// How often a bookmark is sent to who asked for them.
@@ -45,14 +46,6 @@ enum Start {
     Present { marked: bool },
     /// Changes after this revision.
     After(u64),
-}
-
-/// Where events go.
-pub(super) enum Sink {
-    /// Lines of a chunked body.
-    Lines(BodySender),
-    /// Text messages of a WebSocket.
-    Messages(MessageSender),
 }
 
 impl Watch {
@@ -98,7 +91,7 @@ impl Watch {
         let (sender, body) = Body::streamed();
         tokio::spawn(async move {
             // The client went away or the time is over: both end the body.
-            let _ = self.run(Sink::Lines(sender)).await;
+            let _ = self.run(Sink::Body(sender)).await;
         });
         response::with_body(StatusCode::OK, "application/json", body)
     }
@@ -172,7 +165,7 @@ impl Watch {
                 json!({"type": kind, "object": table})
             }
         };
-        sink.send(&line).await
+        sink.send(printed(&line)).await
     }
 
     async fn send_bookmark(&self, sink: &Sink, revision: u64, annotations: Value) -> Result<(), Gone> {
@@ -182,29 +175,17 @@ impl Watch {
         }
         let kind = self.resource.kind;
         let object = json!({"kind": kind, "apiVersion": self.resource.group_version(), "metadata": metadata});
-        sink.send(&json!({"type": "BOOKMARK", "object": object})).await
+        sink.send(printed(&json!({"type": "BOOKMARK", "object": object}))).await
     }
 
     async fn send_too_old(&self, sink: &Sink, asked: u64, oldest: u64) -> Result<(), Gone> {
         let error = ApiError::expired(format!("too old resource version: {asked} ({oldest})"));
-        sink.send(&json!({"type": "ERROR", "object": error.status})).await
+        sink.send(printed(&json!({"type": "ERROR", "object": error.status}))).await
     }
 }
 
-impl Sink {
-    async fn send(&self, event: &Value) -> Result<(), Gone> {
-        let mut line = event.to_string();
-        line.push('\n');
-        match self {
-            Self::Lines(sender) => sender.send(line).await,
-            Self::Messages(sender) => sender.text(line).await,
-        }
-    }
-
-    async fn gone(&self) {
-        match self {
-            Self::Lines(sender) => sender.gone().await,
-            Self::Messages(sender) => sender.gone().await,
-        }
-    }
+fn printed(event: &Value) -> Bytes {
+    let mut line = event.to_string();
+    line.push('\n');
+    line.into()
 }

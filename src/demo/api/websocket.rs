@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Largest message taken from a client.
-const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+const MAX_MESSAGE: usize = 1024 * 1024;
 /// Messages each way that may wait.
 const WAITING: usize = 8;
 /// How long a client may take to answer a close.

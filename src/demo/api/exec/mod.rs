@@ -7,8 +7,7 @@ mod over_websocket;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::{
     Open, Shared,
@@ -17,7 +16,7 @@ use super::{
     process::{self, Running, Task},
     request::Query,
     response::{self, Response},
-    server::ConnectionHandle,
+    server::{ApiRequest, ConnectionHandle},
     status::ApiError,
     websocket,
 };
@@ -55,7 +54,7 @@ pub(super) fn answer(
     connection: &ConnectionHandle,
     container: Arc<Container>,
     query: &Query,
-    mut request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let session = session(container, query, request.uri().path().ends_with("/exec"))?;
     let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
@@ -65,7 +64,7 @@ pub(super) fn answer(
             return Ok(websocket::refuse_protocol());
         };
         let response = websocket::accept(request.headers(), protocol.name())?;
-        let upgrade = hyper::upgrade::on(&mut request);
+        let upgrade = hyper::upgrade::on(&mut *request);
         tokio::spawn(async move {
             let _open = open;
             tokio::select! {
@@ -84,7 +83,7 @@ pub(super) fn answer(
         Err(accepted) => return Ok(refuse_spdy_protocol(request.headers(), accepted)),
     };
     let response = accept_spdy(protocol.name());
-    let upgrade = hyper::upgrade::on(&mut request);
+    let upgrade = hyper::upgrade::on(&mut *request);
     tokio::spawn(async move {
         let _open = open;
         tokio::select! {

@@ -73,7 +73,7 @@ async fn hand_on(message: Message, uploads: &mut [Option<WriteHalf<DuplexStream>
         return;
     }
     let channel = bytes.split_to(1)[0];
-    if channel % 2 == 0
+    if channel.is_multiple_of(2)
         && let Some(Some(service)) = uploads.get_mut(usize::from(channel / 2))
     {
         // A service that has ended takes no more: what comes is dropped.

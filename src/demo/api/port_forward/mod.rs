@@ -5,8 +5,7 @@ mod channels;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use http::Request;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,7 +20,7 @@ use super::{
     pods::Container,
     request::Query,
     response::Response,
-    server::ConnectionHandle,
+    server::{ApiRequest, ConnectionHandle},
     services,
     spdy::{Connection, Stream},
     status::ApiError,
@@ -48,7 +47,7 @@ pub(super) fn answer(
     connection: &ConnectionHandle,
     container: Arc<Container>,
     query: &Query,
-    mut request: Request<Incoming>,
+    request: &mut ApiRequest,
 ) -> Result<Response, ApiError> {
     let headers = request.headers();
     let (response, carrier) = if websocket::is_requested(request.method(), headers) {
@@ -69,7 +68,7 @@ pub(super) fn answer(
     } else {
         return Err(ApiError::bad_request("Upgrade request required"));
     };
-    let upgrade = hyper::upgrade::on(&mut request);
+    let upgrade = hyper::upgrade::on(&mut *request);
     let (open, shutdown) = (Open::new(&api.counters.open_upgrades), connection.shutdown.clone());
     tokio::spawn(async move {
         let _open = open;

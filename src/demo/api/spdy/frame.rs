@@ -19,17 +19,19 @@ const FLAG_FIN: u8 = 1;
 const MAX_CONTROL: usize = 64 * 1024;
 const PIECE: usize = 32 * 1024;
 
-/// What a client sends.
-pub(super) enum Incoming {
-    /// `SYN_STREAM`.
+/// What a peer sends.
+pub(in crate::demo) enum Incoming {
+    /// `SYN_STREAM`, from a client.
     Open { id: u32, last: bool, headers: Headers },
     /// A data frame, or a piece of one.
     Data { id: u32, bytes: Bytes, last: bool },
     /// `RST_STREAM`.
     Reset { id: u32 },
+    /// `SYN_REPLY`, from a server. What its headers say is of no use to Kubernetes clients.
+    Reply,
     /// `PING`.
     Ping(u32),
-    /// What means nothing to a server without flow control: `SETTINGS`, `WINDOW_UPDATE`, `GOAWAY`, …
+    /// What means nothing without flow control: `SETTINGS`, `WINDOW_UPDATE`, `GOAWAY`, …
     Other,
 }
 
@@ -101,11 +103,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 let headers = self.decompressor.headers(block).map_err(io::Error::other)?;
                 Incoming::Open { id: number(0)?, last, headers }
             }
+            SYN_REPLY => Incoming::Reply,
             RST_STREAM => Incoming::Reset { id: number(0)? },
             PING => Incoming::Ping(number(0)?),
             _ => Incoming::Other,
         })
     }
+}
+
+/// `SYN_STREAM` with a compressed header block: no associated stream, the highest priority, no credential slot.
+pub(super) fn open(id: u32, block: &[u8]) -> Vec<u8> {
+    control(SYN_STREAM, &[&id.to_be_bytes(), &[0; 6], block])
 }
 
 /// `SYN_REPLY` with a compressed header block.

@@ -10,7 +10,7 @@ const MAX_BLOCK: usize = 64 * 1024;
 const STEP: usize = 4096;
 
 /// Headers in order.
-pub(super) type Headers = Vec<(String, String)>;
+pub(in crate::demo) type Headers = Vec<(String, String)>;
 
 /// A header block that cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! SPDY/3.1 as Kubernetes uses it (`github.com/moby/spdystream`): streams opened by the client over an upgraded
 //! connection, no flow control windows, header blocks in one zlib stream per direction.
 
+pub(in crate::demo) mod client;
 mod frame;
 mod headers;
 
@@ -187,7 +188,7 @@ where
                 None
             }
             Incoming::Ping(id) => Some(Outgoing::Ping(id)),
-            Incoming::Other => None,
+            Incoming::Reply | Incoming::Other => None,
         };
         if let Some(answer) = answer
             && out.send(answer).await.is_err()
