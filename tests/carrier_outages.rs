@@ -149,14 +149,9 @@ async fn quiet(outage: Duration) -> [Duration; 2] {
     [dialled, accepted]
 }
 
-/// Whether to take the time for long outages.
-fn long() -> bool {
-    std::env::var_os("QTUNNEL_LONG_TESTS").is_some()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_in_both_directions_goes_on_soon_after_an_outage() {
-    for seconds in if long() { &[5, 30, 60][..] } else { &[5] } {
+    for seconds in if support::long() { &[5, 30, 60][..] } else { &[5] } {
         for recovered in saturated(Duration::from_secs(*seconds)).await {
             assert!(recovered < RECOVERED, "{recovered:?} after {seconds} s");
         }
@@ -165,7 +160,7 @@ async fn bulk_in_both_directions_goes_on_soon_after_an_outage() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_sent_during_an_outage_arrives_soon_after_it() {
-    for seconds in if long() { &[5, 30, 60][..] } else { &[5] } {
+    for seconds in if support::long() { &[5, 30, 60][..] } else { &[5] } {
         for recovered in quiet(Duration::from_secs(*seconds)).await {
             assert!(recovered < RECOVERED, "{recovered:?} after {seconds} s");
         }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod echo;
 pub mod http;
 pub mod kubectl;
 pub mod process;
@@ -43,4 +44,9 @@ pub async fn eventually_async<T>(what: &str, mut condition: impl AsyncFnMut() ->
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// Whether to take the time for long tests: `QTUNNEL_LONG_TESTS=1`.
+pub fn long() -> bool {
+    std::env::var_os("QTUNNEL_LONG_TESTS").is_some()
 }

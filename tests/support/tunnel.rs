@@ -258,10 +258,21 @@ pub struct Agent {
 impl Agent {
     /// Starts one; it joins and connects in the background.
     pub fn start(stub: &Stub, cluster: &str, upstream: &Upstream, options: AgentOptions) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], stub.address.port())), stub, cluster, upstream, options)
+    }
+
+    /// The same, with the stub at another address than its own: behind a relay.
+    pub fn start_at(
+        address: SocketAddr,
+        stub: &Stub,
+        cluster: &str,
+        upstream: &Upstream,
+        options: AgentOptions,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("agent");
         let path = |path: &Path| path.to_str().unwrap().to_owned();
-        let stub_address = format!("127.0.0.1:{}", stub.address.port());
+        let stub_address = address.to_string();
         let mut arguments = ["agent", "--stub", &stub_address, "--upstream", &upstream.url].map(str::to_owned).to_vec();
         arguments.extend(["--state-dir".to_owned(), path(&state)]);
         arguments.extend(upstream.ca.iter().flat_map(|ca| ["--upstream-ca".to_owned(), path(ca)]));
