@@ -232,3 +232,35 @@ async fn a_stream_survives_a_new_port_and_a_new_address() {
     let state = pair.accepted.path_state();
     assert_eq!(state.borrow().remote.ip(), "127.0.0.2".parse::<std::net::IpAddr>().unwrap());
 }
+
+/// Small messages every 20 ms and their echoes, as in an interactive session: time from the end of an outage to the first
+/// echo.
+async fn interactive(outage: Duration) -> Duration {
+    let pair = Pair::connect().await;
+    let [(mut send, recv), (mut echo_send, mut echo_recv)] = pair.stream().await;
+    tokio::spawn(async move {
+        while let Some(bytes) = read(&mut echo_recv).await {
+            echo_send.write(&mut [bytes]).await.unwrap();
+        }
+    });
+    tokio::spawn(async move {
+        while send.write(&mut [Bytes::from_static(b"typed\n")]).await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let (publish, last) = watch::channel(Instant::now());
+    tokio::spawn(drain(recv, publish));
+    sleep(Duration::from_secs(2)).await;
+    let back = pair.dark_for(outage).await;
+    let first = first_after(last, back).await;
+    println!("interactive, {outage:?} dark: {first:?} to the first echo");
+    first
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interactive_session_goes_on_soon_after_an_outage() {
+    for seconds in if support::long() { &[1, 2, 5, 10, 30, 60][..] } else { &[2, 5] } {
+        let recovered = interactive(Duration::from_secs(*seconds)).await;
+        assert!(recovered < RECOVERED, "{recovered:?} after {seconds} s");
+    }
+}
