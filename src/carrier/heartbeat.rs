@@ -2,16 +2,16 @@
 //!
 //! A connection that is idle costs next to nothing: quinn's keep-alive sends a packet every few seconds, and the
 //! heartbeat only looks whether it was answered. While something is unanswered, a heartbeat goes out twice a second: a
-//! datagram (RFC 9221) that passes the congestion window (see [`super::congestion`]). The first one after an outage makes
-//! the peer acknowledge, and the acknowledgement sets loss recovery in motion.
+//! datagram (RFC 9221) that passes the congestion window (see [`super::congestion`]). The peer answers it with another
+//! one, because quinn holds back even acknowledgements while there is data that does not fit the window. The first
+//! exchange after an outage sets loss recovery in motion at both ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::congestion::Pulse;
@@ -25,9 +25,12 @@ const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// As many heartbeats without an answer make the path suspect.
 const MISSED_BEATS: u32 = 3;
 
-/// What a heartbeat says is that it came. Eight bytes make its packet long enough to be answered with a stateless reset
-/// by a peer that has lost the connection (RFC 9000, section 10.3).
+/// A heartbeat. Eight bytes make its packet long enough to be answered with a stateless reset by a peer that has lost
+/// the connection (RFC 9000, section 10.3).
 const BEAT: &[u8] = b"qtunnel?";
+
+/// The answer to a heartbeat, which asks for none.
+const ANSWER: &[u8] = b"qtunnel!";
 
 /// The path to the peer, as far as it can be told from what the peer acknowledges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,41 +43,62 @@ pub struct PathState {
 
 /// Watches over `connection` until it ends and tells `state` of changes.
 pub async fn watch_over(connection: quinn::Connection, pulse: Arc<Pulse>, state: watch::Sender<PathState>) {
-    let mut monitor = Monitor::default();
-    let mut next = Next::LookAgain;
-    while connection.close_reason().is_none() {
-        match next {
-            Next::WaitForTraffic => {
-                pulse.sent().await;
-                sleep(patience(&connection)).await;
-            }
-            Next::LookAgain => sleep(patience(&connection)).await,
-            Next::Beat => {
-                forget_datagrams(&connection);
-                beat(&connection, &pulse);
-                tokio::select! {
-                    () = sleep(BEAT_EVERY) => {}
-                    () = pulse.answered() => {}
-                    // The peer's heartbeat came through before one is due here: the network is back.
-                    _ = connection.read_datagram() => {}
-                }
-            }
-        }
-        next = monitor.look(&pulse, &connection);
-        publish(&state, &connection, &monitor);
+    let peer_beats = Notify::new();
+    tokio::select! {
+        () = answer_beats(&connection, &pulse, &peer_beats) => {}
+        () = watch_answers(&connection, &pulse, &peer_beats, &state) => {}
     }
-}
-
-/// Heartbeats of the peer are acknowledged by quinn, and mean nothing once they are old.
-fn forget_datagrams(connection: &quinn::Connection) {
-    while let Some(Ok(_)) = connection.read_datagram().now_or_never() {}
 }
 
 /// Sends a packet to the peer now, whatever is in flight.
 pub fn beat(connection: &quinn::Connection, pulse: &Pulse) {
+    send(connection, pulse, BEAT);
+}
+
+fn send(connection: &quinn::Connection, pulse: &Pulse, datagram: &'static [u8]) {
     pulse.force();
     // A peer that takes no datagrams is probed by quinn alone, and a connection that is closed needs no heartbeat.
-    let _ = connection.send_datagram(Bytes::from_static(BEAT));
+    let _ = connection.send_datagram(Bytes::from_static(datagram));
+}
+
+/// Answers the peer's heartbeats until the connection ends.
+async fn answer_beats(connection: &quinn::Connection, pulse: &Pulse, peer_beats: &Notify) {
+    while let Ok(datagram) = connection.read_datagram().await {
+        if datagram == BEAT {
+            send(connection, pulse, ANSWER);
+            peer_beats.notify_waiters();
+        }
+    }
+}
+
+async fn watch_answers(
+    connection: &quinn::Connection,
+    pulse: &Pulse,
+    peer_beats: &Notify,
+    state: &watch::Sender<PathState>,
+) {
+    let mut monitor = Monitor::default();
+    let mut next = Next::LookAgain;
+    loop {
+        match next {
+            Next::WaitForTraffic => {
+                pulse.sent().await;
+                sleep(patience(connection)).await;
+            }
+            Next::LookAgain => sleep(patience(connection)).await,
+            Next::Beat => {
+                beat(connection, pulse);
+                tokio::select! {
+                    () = sleep(BEAT_EVERY) => {}
+                    () = pulse.answered() => {}
+                    // The peer's heartbeat came through before one is due here: the network is back.
+                    () = peer_beats.notified() => {}
+                }
+            }
+        }
+        next = monitor.look(pulse, connection);
+        publish(state, connection, &monitor);
+    }
 }
 
 fn patience(connection: &quinn::Connection) -> Duration {
@@ -131,9 +155,13 @@ impl Monitor {
     fn judge(&mut self, view: View, now: Instant) -> Next {
         let before = std::mem::replace(&mut self.before, view);
         if view.acknowledged != before.acknowledged {
-            self.silent_since = None;
+            let was_silent = self.silent_since.take().is_some();
             self.beats = 0;
             self.open = !view.clear;
+            if was_silent && self.open {
+                // The acknowledgement may be one that the outage held up. Everything since is still unanswered.
+                return Next::Beat;
+            }
         } else if self.open || view.asked != before.asked {
             // Looks are as far apart as the peer has time to answer, so what was open before has not been answered.
             self.open = true;
@@ -212,6 +240,14 @@ mod tests {
         assert_eq!(monitor.suspect_since(), Some(began));
         assert_eq!(monitor.judge(view(2, 5, true), began + BEAT_EVERY), Next::WaitForTraffic);
         assert_eq!(monitor.suspect_since(), None);
+    }
+
+    #[test]
+    fn a_late_acknowledgement_from_before_an_outage_does_not_end_the_heartbeats() {
+        let mut monitor = Monitor { silent_since: Some(Instant::now()), open: true, beats: 9, ..Monitor::default() };
+        assert_eq!(monitor.judge(view(1, 1, false), Instant::now()), Next::Beat);
+        assert_eq!(monitor.suspect_since(), None);
+        assert_eq!(monitor.judge(view(2, 1, false), Instant::now()), Next::LookAgain);
     }
 
     #[test]
