@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use qtunnel::carrier::{Connection, EndpointSecret, QuicDialer, QuicListener, QuicSettings, RecvStream, SendStream};
+use qtunnel::carrier::{Connection, QuicDialer, QuicListener, QuicSettings, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -49,16 +49,12 @@ impl Pair {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate).unwrap();
         let client = rustls::ClientConfig::builder_with_provider(provider);
-        let mut client = client
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut client =
+            client.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
 
-        let secret = EndpointSecret::new([1; 32]);
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listener = QuicListener::bind(any, Arc::new(server), &QuicSettings::default(), &secret).unwrap();
+        let listener = QuicListener::bind(any, Arc::new(server), &QuicSettings::default()).unwrap();
         let relay = UdpRelay::start(listener.local_address().unwrap(), DELAY);
         let dialer = QuicDialer::new(Arc::new(client), QuicSettings::default()).unwrap();
         let accept = async { listener.accept().await.unwrap().handshake().await.unwrap() };
@@ -121,7 +117,9 @@ async fn saturated(outage: Duration) -> [Duration; 2] {
     let back = pair.dark_for(outage).await;
     let [dialled, accepted] = [ends[0].clone(), ends[1].clone()].map(|last| first_after(last, back));
     let (dialled, accepted) = tokio::join!(dialled, accepted);
-    println!("saturated both ways, {outage:?} dark: {dialled:?} to the dialling end, {accepted:?} to the accepting one");
+    println!(
+        "saturated both ways, {outage:?} dark: {dialled:?} to the dialling end, {accepted:?} to the accepting one"
+    );
     [dialled, accepted]
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use qtunnel::demo::SampleCluster;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
@@ -224,4 +224,46 @@ async fn a_port_that_is_taken_is_named_with_the_flag_that_helps() {
     assert!(complaints.contains(&port) && complaints.contains("choose another --port"), "{complaints}");
     assert_eq!(complaints.lines().count(), 1, "{complaints}");
     place.assert_empty();
+}
+
+#[tokio::test]
+async fn a_check_that_fails_is_explained_and_ends_the_demo() {
+    let (place, files) = (Place::new(), tempfile::tempdir().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(a_broken_api_server(listener));
+    let kubeconfig = files.path().join("kubeconfig.yaml");
+    let broken = format!(
+        "{{current-context: c, clusters: [{{name: c, cluster: {{server: \"{server}\"}}}}], contexts: [{{name: c, context: {{cluster: c}}}}]}}"
+    );
+    std::fs::write(&kubeconfig, broken).unwrap();
+    let output = place.run(&["--kubeconfig", kubeconfig.to_str().unwrap()]).await;
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{printed}{}", text(&output.stderr));
+    assert!(printed.contains("✗ list pods"), "{printed}");
+    assert!(printed.contains("failed: 500 Internal Server Error: out of order"), "{printed}");
+    assert!(printed.contains("run again with `--log qtunnel=debug`"), "{printed}");
+    assert!(printed.contains("3 of 7 checks failed"), "{printed}");
+    place.assert_empty();
+}
+
+/// Knows its version and whether it lives, and nothing else.
+async fn a_broken_api_server(listener: TcpListener) {
+    while let Ok((socket, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let (reader, mut writer) = socket.into_split();
+            let mut lines = BufReader::new(reader).lines();
+            let request = lines.next_line().await.unwrap_or_default().unwrap_or_default();
+            while lines.next_line().await.ok().flatten().is_some_and(|line| !line.is_empty()) {}
+            let (status, body) = match request.split(' ').nth(1) {
+                Some("/version") => ("200 OK", r#"{"gitVersion": "v0"}"#),
+                Some(path) if path.starts_with("/livez") || path.starts_with("/readyz") => ("200 OK", "ok"),
+                _ => ("500 Internal Server Error", "out of order"),
+            };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            // A client that goes away is no matter.
+            let _ = writer.write_all(format!("{head}{body}").as_bytes()).await;
+        });
+    }
 }

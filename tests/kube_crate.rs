@@ -105,7 +105,8 @@ async fn a_command_has_input_output_and_an_exit_code() {
     let (mut out, mut err) = (Vec::new(), String::new());
     let (read_out, read_err) =
         in_time(async { tokio::join!(stdout.read_to_end(&mut out), stderr.read_to_string(&mut err)) }).await;
-    (read_out.unwrap(), read_err.unwrap());
+    read_out.unwrap();
+    read_err.unwrap();
     writing.await.unwrap();
     assert!(out == input, "{} bytes came back", out.len());
     assert_eq!(err, "err\n");

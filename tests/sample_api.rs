@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Server {
     address: SocketAddr,
+    url: String,
+    certificate: Option<rustls::pki_types::CertificateDer<'static>>,
     api: SampleApi,
     _shutdown: DropGuard,
 }
@@ -33,11 +36,30 @@ impl Server {
     }
 
     async fn of(api: SampleApi) -> Self {
+        Self::with_tls(api, None).await
+    }
+
+    /// Over TLS with a certificate of its own, HTTP/2 preferred.
+    async fn secure(api: SampleApi) -> Self {
+        let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = certified.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config =
+            config.with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let server = Self::with_tls(api, Some(Arc::new(config))).await;
+        Self { certificate: Some(certified.cert.der().clone()), ..server }
+    }
+
+    async fn with_tls(api: SampleApi, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        tokio::spawn(api.clone().serve(listener, None, shutdown.clone()));
-        Self { address, api, _shutdown: shutdown.drop_guard() }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        tokio::spawn(api.clone().serve(listener, tls, shutdown.clone()));
+        Self { address, url: format!("{scheme}://{address}"), certificate: None, api, _shutdown: shutdown.drop_guard() }
     }
 
     /// One HTTP/1.1 exchange on a connection of its own; the whole answer.
@@ -86,7 +108,7 @@ impl Kubectl {
             return None;
         };
         let home = tempfile::tempdir().unwrap();
-        Some(Self { program, server: format!("http://{}", server.address), home })
+        Some(Self { program, server: server.url.clone(), home })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -194,6 +216,7 @@ async fn kubectl_applies_patches_and_deletes() {
         assert_eq!(value, "2xb");
         let conflict = kubectl.fails(&["create", "cm", "cap", "-n", "demo"]).await;
         assert!(conflict.contains("configmaps \"cap\" already exists"), "{conflict}");
+        kubectl.ok(&["delete", "cm", "cap", "-n", "demo", "--dry-run=server"]).await;
         assert_eq!(kubectl.ok(&["delete", "cm", "cap", "-n", "demo"]).await, "configmap \"cap\" deleted\n");
         let server_side = kubectl.ok(&["apply", "--server-side", "-f", &file]).await;
         assert_eq!(server_side, "configmap/cap serverside-applied\n");
@@ -416,27 +439,24 @@ async fn tokens_rules_and_impersonation_are_enforced() {
 
 #[tokio::test]
 async fn kubectl_auth_asks_who_and_what() {
-    let server = Server::of(guarded()).await;
-    for mut kubectl in kubectls(&server) {
-        let server_url = kubectl.server.clone();
-        let config = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"{server_url}\"}}}}]\nusers: [{{name: u, user: {{token: alice-token}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
-        );
-        let config = kubectl.file("config", &config);
-        kubectl.server = server_url;
-        let with = |rest: &[&'static str]| -> Vec<String> {
-            [&["--kubeconfig", config.as_str()], rest].concat().into_iter().map(str::to_owned).collect()
+    let server = Server::secure(guarded()).await;
+    for kubectl in kubectls(&server) {
+        let as_user = |token: &'static str, rest: &[&'static str]| {
+            [&["--insecure-skip-tls-verify", "--token", token], rest].concat()
         };
-        let run = async |rest: &[&'static str]| {
-            let arguments = with(rest);
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let output = kubectl.run(&arguments).await;
-            format!("{}{}", text(&output.stdout), text(&output.stderr))
-        };
-        assert_eq!(run(&["auth", "can-i", "list", "pods", "-n", "demo"]).await, "yes\n");
-        assert!(run(&["auth", "can-i", "delete", "pods", "-n", "demo"]).await.starts_with("no"));
-        let whoami = run(&["auth", "whoami"]).await;
-        assert!(whoami.contains("alice") || whoami.contains("unknown command"), "{whoami}");
+        let can = kubectl.ok(&as_user("alice-token", &["auth", "can-i", "list", "pods", "-n", "demo"])).await;
+        assert_eq!(can, "yes\n");
+        let can = kubectl.run(&as_user("alice-token", &["auth", "can-i", "delete", "pods", "-n", "demo"])).await;
+        assert!(text(&can.stdout).starts_with("no"), "{can:?}");
+        let whoami =
+            kubectl.run(&as_user("agent-token", &["auth", "whoami", "--as", "bob", "--as-group", "ops"])).await;
+        let whoami = format!("{}{}", text(&whoami.stdout), text(&whoami.stderr));
+        // kubectl 1.20 does not know the command.
+        assert!(whoami.contains("bob") && whoami.contains("ops") || whoami.contains("unknown"), "{whoami}");
+        let exec = ["exec", "-n", "demo", "web", "-c", "web", "--", "hostname"];
+        assert_eq!(kubectl.ok(&as_user("agent-token", &exec)).await, "web\n");
+        let refused = kubectl.fails(&as_user("alice-token", &exec)).await;
+        assert!(refused.contains("cannot create resource \"pods/exec\""), "{refused}");
     }
 }
 
@@ -459,4 +479,209 @@ async fn sample_endpoints_serve_benchmarks() {
     assert!(echo.ends_with("hello"));
     let stats = server.api.stats();
     assert_eq!(stats.requests, 6);
+}
+
+#[tokio::test]
+async fn kube_rs_lists_applies_watches_and_streams() {
+    use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+    use kube::api::{
+        Api, AttachParams, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    };
+
+    let server = Server::start().await;
+    let config = kube::Config::new(server.url.parse().unwrap());
+    let client = kube::Client::try_from(config).unwrap();
+    let (pods, maps): (Api<Pod>, Api<ConfigMap>) =
+        (Api::namespaced(client.clone(), "demo"), Api::namespaced(client, "demo"));
+    assert_eq!(pods.list(&ListParams::default().labels("app=web")).await.unwrap().items.len(), 1);
+
+    let version = maps.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let watch = maps.watch(&WatchParams::default().timeout(20), &version).await.unwrap();
+    let map: ConfigMap = serde_json::from_value(
+        serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rs"}, "data": {"a": "1"}}),
+    )
+    .unwrap();
+    let applied = maps.patch("rs", &PatchParams::apply("test"), &Patch::Apply(&map)).await.unwrap();
+    let mut stale = applied.clone();
+    stale.metadata.resource_version = Some("1".to_owned());
+    let conflict = maps.replace("rs", &PostParams::default(), &stale).await.unwrap_err();
+    assert!(conflict.to_string().contains("the object has been modified"), "{conflict}");
+    maps.delete("rs", &DeleteParams::default()).await.unwrap();
+    let mut watch = Box::pin(watch);
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let event = futures_util::StreamExt::next(&mut watch).await.unwrap().unwrap();
+        seen.push(match event {
+            WatchEvent::Added(_) => "added",
+            WatchEvent::Deleted(_) => "deleted",
+            _ => "other",
+        });
+    }
+    assert_eq!(seen, ["added", "deleted"]);
+
+    let parameters = AttachParams::default().container("web").stdin(true).stderr(false);
+    let mut process = pods.exec("web", ["cat"], &parameters).await.unwrap();
+    let (mut stdin, mut stdout) = (process.stdin().unwrap(), process.stdout().unwrap());
+    stdin.write_all(b"through kube-rs\n").await.unwrap();
+    let mut line = vec![0; 16];
+    tokio::time::timeout(DEADLINE, stdout.read_exact(&mut line)).await.unwrap().unwrap();
+    assert_eq!(line, b"through kube-rs\n");
+    process.abort();
+
+    let mut forwarder = pods.portforward("web", &[80, 4444]).await.unwrap();
+    let refused = tokio::time::timeout(DEADLINE, forwarder.take_error(4444).unwrap()).await.unwrap().unwrap();
+    assert!(refused.contains("connection refused"), "{refused}");
+    let mut page = forwarder.take_stream(80).unwrap();
+    page.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"hello from web\n") {
+        let mut piece = [0; 1024];
+        let count = tokio::time::timeout(DEADLINE, page.read(&mut piece)).await.unwrap().unwrap();
+        assert!(count > 0, "{}", text(&answer));
+        answer.extend_from_slice(&piece[..count]);
+    }
+}
+
+#[tokio::test]
+async fn nothing_stays_open_when_clients_are_gone() {
+    let server = Server::start().await;
+    for kubectl in kubectls(&server) {
+        let mut follow = kubectl.command(&["logs", "-n", "demo", "web", "-c", "web", "-f"]).spawn().unwrap();
+        let mut shell =
+            kubectl.command(&["exec", "-n", "demo", "web", "-c", "web", "--", "sleep", "1000"]).spawn().unwrap();
+        let (forwarding, port) = forward(&kubectl, 7).await;
+        let idle = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        until(|| server.api.stats().open_upgrades == 2 && server.api.stats().open_requests >= 1).await;
+        follow.kill().await.unwrap();
+        shell.kill().await.unwrap();
+        drop((forwarding, idle));
+        until(|| {
+            let stats = server.api.stats();
+            (stats.open_requests, stats.open_connections, stats.open_upgrades) == (0, 0, 0)
+        })
+        .await;
+    }
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect("it comes to hold in time");
+}
+
+async fn websocket(server: &Server, path: &str, protocol: &str) -> tokio_tungstenite::WebSocketStream<TcpStream> {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let mut request = format!("ws://{}{path}", server.address).into_client_request().unwrap();
+    if !protocol.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+    }
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    tokio_tungstenite::client_async(request, stream).await.unwrap().0
+}
+
+#[tokio::test]
+async fn watches_logs_and_old_exec_protocols_run_over_websocket() {
+    use futures_util::StreamExt;
+
+    let server = Server::start().await;
+    let mut watch = websocket(&server, "/api/v1/namespaces/demo/configmaps?watch=true", "").await;
+    let event = watch.next().await.unwrap().unwrap().into_text().unwrap();
+    assert!(event.contains(r#""type":"ADDED""#) && event.ends_with('\n'), "{event}");
+
+    let path = "/api/v1/namespaces/demo/pods/web/log?container=fast&follow=true&tailLines=1";
+    let mut log = websocket(&server, path, "binary.k8s.io").await;
+    for _ in 0..3 {
+        let line = log.next().await.unwrap().unwrap();
+        assert!(line.is_binary() && line.into_data().starts_with(b"tick "));
+    }
+    drop((watch, log));
+    until(|| server.api.stats().open_upgrades == 0).await;
+
+    let exec = "/api/v1/namespaces/demo/pods/web/exec?container=web&command=sh&command=-c&command=echo+out%3B+exit+7&stdout=true&stderr=true";
+    let messages = |protocol: &'static str| {
+        let server = &server;
+        async move {
+            let mut socket = websocket(server, exec, protocol).await;
+            let mut messages = Vec::new();
+            while let Some(Ok(message)) = socket.next().await {
+                messages.push(message);
+            }
+            messages
+        }
+    };
+    let old = messages("base64.channel.k8s.io").await;
+    let texts: Vec<_> = old.iter().filter(|m| m.is_text()).map(|m| m.to_text().unwrap().to_owned()).collect();
+    assert_eq!(texts[..2], ["1", "1b3V0Cg=="]);
+    assert!(texts[2].starts_with("3Y29tbWFuZCB0ZXJtaW5hdGVk"), "{texts:?}");
+    let new = messages("v5.channel.k8s.io").await;
+    assert_eq!(new[1].clone().into_data(), b"\x01out\n".as_slice());
+    let status = br#"{"metadata":{},"status":"Failure","message":"command terminated with non-zero exit code: command terminated with exit code 7","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
+    assert_eq!(new[2].clone().into_data(), [b"\x03".as_slice(), status].concat());
+    assert!(new[3].is_close());
+}
+
+#[tokio::test]
+async fn an_upload_that_is_too_large_is_told_so_over_http2() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let server = Server::secure(SampleApi::builder().build()).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(server.certificate.clone().unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = server.address.ip().into();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    for size in [4_000_000, 40_000_000] {
+        let request = http::Request::post(format!("{}/api/v1/namespaces/demo/configmaps", server.url))
+            .body(Full::new(bytes::Bytes::from(vec![b' '; size])))
+            .unwrap();
+        let answer = tokio::time::timeout(DEADLINE, client.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 413);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(text(&body).contains("RequestEntityTooLarge"), "{}", text(&body));
+    }
+}
+
+#[tokio::test]
+async fn odd_bodies_are_bad_requests_and_break_nothing() {
+    let server = Server::start().await;
+    let collection = "/api/v1/namespaces/demo/secrets";
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let object = "/api/v1/namespaces/demo/configmaps/settings";
+    let scale = "/apis/apps/v1/namespaces/demo/deployments/web/scale";
+    let odd =
+        ["[]", "\"x\"", "1", "null", "{", r#"{"metadata":"x"}"#, r#"{"spec":"x"}"#, r#"{"metadata":{"labels":[]}}"#];
+    let root = r#"[{"op":"replace","path":"","value":[1]}]"#;
+    let apply = "application/apply-patch+yaml";
+    let mut requests: Vec<(&str, String, &str, &str)> =
+        vec![("PATCH", object.to_owned(), "application/json-patch+json", root)];
+    for body in odd {
+        requests.push(("POST", collection.to_owned(), "application/json", body));
+        requests.push(("POST", review.to_owned(), "application/json", body));
+        requests.push(("PUT", object.to_owned(), "application/json", body));
+        requests.push(("PUT", scale.to_owned(), "application/json", body));
+        requests.push(("PATCH", format!("{object}?fieldManager=t"), apply, body));
+        if body != "{" {
+            requests.push(("PATCH", scale.to_owned(), "application/strategic-merge-patch+json", body));
+            requests.push(("PATCH", object.to_owned(), "application/merge-patch+json", body));
+        }
+    }
+    for (method, path, media_type, body) in requests {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Type: {media_type}");
+        let answer = server.exchange(&format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
+        assert!(answer.starts_with("HTTP/1.1 "), "{method} {path} {body}: {answer}");
+        assert!(!answer.starts_with("HTTP/1.1 5"), "{method} {path} {body}: {answer}");
+    }
+    assert!(server.get(object, "").await.contains("greeting"));
 }

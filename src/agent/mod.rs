@@ -271,9 +271,7 @@ impl Agent {
             connection.silent_for(silence).await;
             let attempt = self.config.stub.dial(dialer, DIAL_TIMEOUT).await;
             // The network may have come back only now, for both connections.
-            if matches!(attempt, Ok(Ok(_)))
-                && timeout(ANSWER_AGAIN, connection.answers()).await.is_err()
-            {
+            if matches!(attempt, Ok(Ok(_))) && timeout(ANSWER_AGAIN, connection.answers()).await.is_err() {
                 return SessionEnd::Abandoned;
             }
             silence += ABANDONED_AFTER;

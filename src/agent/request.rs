@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, LOCATION, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, LOCATION, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -93,10 +93,11 @@ async fn answer(shared: &Shared, head: RequestHead, receiver: FrameReceiver) -> 
         true => (Lane::LongRunning, None),
         false => (Lane::Short, Some(shared.response_timeout)),
     };
-    let mut body = Some(RequestBody::Tunnelled(ReceivedBody::new(receiver, content_length(&headers))));
-    if content_length(&headers) == Some(0) || !may_have_body(&head, &headers) {
-        body = None;
-    }
+    let length = headers::content_length(&headers).map_err(|error| bad_request(&error))?;
+    let mut body = match may_have_body(&head, length) {
+        true => Some(RequestBody::Tunnelled(Box::new(ReceivedBody::new(receiver, length)))),
+        false => None,
+    };
     let bodiless = body.is_none();
     let mut attempt = 0;
     loop {
@@ -262,16 +263,14 @@ impl Upgraded {
     }
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 /// A request without a length may still have a body of unknown length, which HTTP/1.1 would have sent in chunks, but
 /// not where the method has no use for one.
-fn may_have_body(head: &RequestHead, headers: &HeaderMap) -> bool {
+fn may_have_body(head: &RequestHead, length: Option<u64>) -> bool {
     use http::Method;
-    let bodiless = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method);
-    !bodiless || content_length(headers).is_some()
+    match length {
+        Some(length) => length > 0,
+        None => ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method),
+    }
 }
 
 fn upstream_failure(error: &UpstreamError) -> Failure {

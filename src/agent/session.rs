@@ -88,6 +88,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Beyond two round trips, how long requests may be on their way when the agent says that it takes no more.
 const DRAIN_GRACE: Duration = Duration::from_millis(100);
 
+/// How long the stub may take to hear that the connection is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The longest time until the agent looks again whether its certificate is due for renewal. It looks again instead of
 /// sleeping until then, because the clock may be set meanwhile.
 const LONGEST_RENEWAL_CHECK: Duration = Duration::from_secs(60);
@@ -100,7 +103,7 @@ impl Session<'_> {
     pub async fn run(mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
         match self.serve(connection, welcomed).await {
             Ok(()) => {
-                connection.close(ErrorCode::NoError, "the agent is stopping");
+                connection.close_and_drain(ErrorCode::NoError, "the agent is stopping", CLOSE_TIMEOUT).await;
                 SessionEnd::Stopped
             }
             Err(end) => {

@@ -4,12 +4,13 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, SizeHint};
 use http_body_util::BodyExt;
 
 use super::framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 use super::stream::StreamWriteError;
-use crate::wire::{ErrorCode, Frame, Trailers};
+use crate::wire::{ErrorCode, Frame, Trailers, WireError};
 
 /// The body that follows a head on a stream.
 ///
@@ -19,6 +20,8 @@ use crate::wire::{ErrorCode, Frame, Trailers};
 pub struct ReceivedBody {
     frames: FrameReceiver,
     length: Option<u64>,
+    /// Kept until the end behind them has come: only that makes the body whole.
+    trailers: Option<HeaderMap>,
     ended: bool,
 }
 
@@ -26,16 +29,25 @@ impl ReceivedBody {
     /// Reads the rest of a stream whose head has been taken. `length` is what the head's Content-Length said, if it
     /// said something.
     pub fn new(frames: FrameReceiver, length: Option<u64>) -> Self {
-        Self { frames, length, ended: false }
+        Self { frames, length, trailers: None, ended: false }
     }
 
     /// Counts a piece. Behind the last one of a known length the end of the stream is taken along, because nobody asks
     /// for more then.
-    fn count(&mut self, length: usize, context: &mut Context<'_>) {
-        self.length = self.length.map(|left| left.saturating_sub(length as u64));
-        if self.length == Some(0) && matches!(self.frames.poll_frame(context), Poll::Ready(Ok(None))) {
+    fn count(&mut self, length: usize, context: &mut Context<'_>) -> Result<(), ReceiveError> {
+        let Some(left) = self.length else { return Ok(()) };
+        let left = left.checked_sub(length as u64).ok_or_else(|| self.wrong_length())?;
+        self.length = Some(left);
+        if left == 0 && matches!(self.frames.poll_frame(context), Poll::Ready(Ok(None))) {
             self.ended = true;
         }
+        Ok(())
+    }
+
+    fn wrong_length(&mut self) -> ReceiveError {
+        let error = WireError::WrongLength;
+        self.frames.stop(error.code());
+        error.into()
     }
 }
 
@@ -50,23 +62,24 @@ impl Body for ReceivedBody {
         if self.ended {
             return Poll::Ready(None);
         }
-        let frame = ready!(self.frames.poll_frame(context));
-        Poll::Ready(match frame {
-            Ok(Some(Frame::Data(data))) => {
-                self.count(data.len(), context);
-                Some(Ok(http_body::Frame::data(data)))
-            }
-            Ok(Some(Frame::Trailers(Trailers(fields)))) => Some(Ok(http_body::Frame::trailers(fields))),
-            // The reader lets only DATA and TRAILERS follow a head, so this is the end of the stream.
-            Ok(_) => {
-                self.ended = true;
-                None
-            }
-            Err(error) => {
-                self.ended = true;
-                Some(Err(error))
-            }
-        })
+        loop {
+            let result = match ready!(self.frames.poll_frame(context)) {
+                Ok(Some(Frame::Data(data))) => self.count(data.len(), context).map(|()| http_body::Frame::data(data)),
+                Ok(Some(Frame::Trailers(Trailers(fields)))) => {
+                    self.trailers = Some(fields);
+                    continue;
+                }
+                // The reader lets only DATA and TRAILERS follow a head, so this is the end of the stream.
+                Ok(_) if self.length.is_some_and(|left| left > 0) => Err(self.wrong_length()),
+                Ok(_) => {
+                    self.ended = true;
+                    return Poll::Ready(self.trailers.take().map(|fields| Ok(http_body::Frame::trailers(fields))));
+                }
+                Err(error) => Err(error),
+            };
+            self.ended |= result.is_err();
+            return Poll::Ready(Some(result));
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -6,9 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{Pulse, PulsedFactory};
@@ -32,6 +33,39 @@ pub struct QuicSettings {
     /// What the kernel is asked to buffer per socket and direction, in bytes. quinn sets none, and the kernel's default
     /// loses packets at multi-gigabit rates. Default 8 MiB; the kernel may grant less (`net.core.rmem_max`).
     pub socket_buffer: usize,
+    /// By what a listening end that lost its state, because it was started again, can tell its peers so at once (RFC 9000,
+    /// section 10.3); they would wait for the idle timeout otherwise. It has to be the same after the restart. Default: one
+    /// that is forgotten.
+    pub reset_secret: Option<ResetSecret>,
+}
+
+/// Where the tokens of stateless resets come from. Whoever knows it can end connections.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ResetSecret([u8; 32]);
+
+impl ResetSecret {
+    /// Uses these bytes, which nobody else may know.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// An endpoint answers only packets for connection ids that it can have given out, so those have to be recognizable
+    /// after a restart as well.
+    fn apply_to(&self, config: &mut quinn::EndpointConfig) {
+        let key = hmac::Key::new(HMAC_SHA256, &self.0);
+        let tag = hmac::sign(&key, b"connection ids");
+        let ids = tag.as_ref().iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte));
+        config
+            .reset_key(Arc::new(key))
+            .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)))
+            .min_reset_interval(MIN_RESET_INTERVAL);
+    }
+}
+
+impl fmt::Debug for ResetSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetSecret(..)")
+    }
 }
 
 impl Default for QuicSettings {
@@ -42,6 +76,7 @@ impl Default for QuicSettings {
             stream_window: 16 << 20,
             send_window: 64 << 20,
             socket_buffer: 8 << 20,
+            reset_secret: None,
         }
     }
 }
@@ -60,6 +95,10 @@ const MIN_RESET_INTERVAL: Duration = Duration::from_micros(100);
 /// Bytes of heartbeats kept until they are read or sent, quinn's own share of each included.
 const DATAGRAM_BUFFER: usize = 1024;
 
+/// Bytes that a peer may have in flight over all streams of a connection that a listening end has accepted, until it is
+/// trusted ([`Connection::trust`]): anybody can open such a connection, and what is not read is kept.
+const UNTRUSTED_WINDOW: u32 = 128 * 1024;
+
 /// Bytes of packets kept for one connection attempt before it is accepted. quinn's 10 MiB are generous for an address
 /// that anybody can send to.
 const INCOMING_BUFFER: u64 = 64 * 1024;
@@ -67,14 +106,8 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// Bytes of packets kept for all connection attempts together.
 const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 
-/// Packets that the peer may take before it acknowledges (draft-ietf-quic-ack-frequency). Without the extension it is
-/// every second one; measured, that costs a tenth of the CPU time of small requests.
-const ACK_EVERY: u32 = 10;
-
 impl QuicSettings {
     fn transport(&self, permits: u32, pulse: &Arc<Pulse>) -> quinn::TransportConfig {
-        let mut acknowledgements = quinn::AckFrequencyConfig::default();
-        acknowledgements.ack_eliciting_threshold(ACK_EVERY.into());
         let mut transport = quinn::TransportConfig::default();
         // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
@@ -90,8 +123,7 @@ impl QuicSettings {
             .congestion_controller_factory(Arc::new(PulsedFactory::new(
                 Arc::new(CubicConfig::default()),
                 pulse.clone(),
-            )))
-            .ack_frequency_config(Some(acknowledgements));
+            )));
         transport
     }
 }
@@ -110,19 +142,16 @@ impl QuicListener {
     /// # Errors
     ///
     /// When the address cannot be bound, or `tls` cannot do QUIC (it needs TLS 1.3).
-    pub fn bind(
-        address: SocketAddr,
-        tls: Arc<rustls::ServerConfig>,
-        settings: &QuicSettings,
-        secret: &EndpointSecret,
-    ) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        server
-            .incoming_buffer_size(INCOMING_BUFFER)
-            .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
+        server.incoming_buffer_size(INCOMING_BUFFER).incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
         let socket = udp_socket(address, settings.socket_buffer)?;
-        let endpoint = QuicEndpoint::new(secret.endpoint_config(), Some(server.clone()), socket, settings)?;
+        let mut config = quinn::EndpointConfig::default();
+        if let Some(secret) = &settings.reset_secret {
+            secret.apply_to(&mut config);
+        }
+        let endpoint = QuicEndpoint::new(config, Some(server.clone()), socket, settings)?;
         Ok(Self { endpoint, config: server, settings: settings.clone() })
     }
 
@@ -145,38 +174,7 @@ impl QuicListener {
     /// Closes every connection with `reason` and waits until the peers know, or have had `patience`.
     pub async fn close(&self, reason: &str, patience: Duration) {
         self.endpoint.endpoint.close(crate::wire::ErrorCode::NoError.value().into(), reason.as_bytes());
-        let _ = tokio::time::timeout(patience, self.endpoint.endpoint.wait_idle()).await;
-    }
-}
-
-/// What a listener that has been restarted needs to tell its peers at once that their connections are no more
-/// (stateless reset, RFC 9000, section 10.3). They would wait for the idle timeout otherwise.
-#[derive(Clone)]
-pub struct EndpointSecret([u8; 32]);
-
-impl EndpointSecret {
-    /// The same bytes at every start. Whoever knows them can end connections, and nothing else.
-    pub fn new(secret: [u8; 32]) -> Self {
-        Self(secret)
-    }
-
-    fn endpoint_config(&self) -> quinn::EndpointConfig {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
-        // Connection ids that an earlier run gave out have to be told from noise.
-        let mut ids = [0; 8];
-        ids.copy_from_slice(&hmac::sign(&key, b"connection ids").as_ref()[..8]);
-        let ids = u64::from_be_bytes(ids);
-        let mut config = quinn::EndpointConfig::new(Arc::new(key));
-        config
-            .cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(ids)))
-            .min_reset_interval(MIN_RESET_INTERVAL);
-        config
-    }
-}
-
-impl fmt::Debug for EndpointSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("EndpointSecret(redacted)")
+        let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
     }
 }
 
@@ -199,7 +197,9 @@ impl IncomingConnection {
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(mut self) -> Result<Connection, ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());
-        self.config.transport_config(Arc::new(self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse)));
+        let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
+        transport.receive_window(UNTRUSTED_WINDOW.into());
+        self.config.transport_config(Arc::new(transport));
         let connection = self.incoming.accept_with(Arc::new(self.config))?.await?;
         Ok(Connection::new(connection, self.endpoint, pulse))
     }
@@ -258,6 +258,11 @@ impl QuicEndpoint {
     ) -> io::Result<Self> {
         let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))?;
         Ok(Self { endpoint, socket_buffer: settings.socket_buffer })
+    }
+
+    /// Waits until no connection has anything left to say.
+    pub(super) async fn wait_idle(&self) {
+        self.endpoint.wait_idle().await;
     }
 
     /// Moves every connection to a new socket that can reach `peer`.

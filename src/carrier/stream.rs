@@ -116,6 +116,11 @@ impl Connection {
         Ok((SendStream::new(send), RecvStream::new(recv)))
     }
 
+    /// Lets the peer send as much as the windows of its streams allow. A connection that was accepted takes little before.
+    pub fn trust(&self) {
+        self.connection.set_receive_window(quinn::VarInt::MAX);
+    }
+
     /// How many streams of the peer may be open at once. quinn sets memory aside for each.
     pub fn permit_streams(&self, count: u32) {
         self.connection.set_max_concurrent_bi_streams(count.into());
@@ -124,6 +129,14 @@ impl Connection {
     /// Closes the connection and with it every stream. Does nothing when it is closed already.
     pub fn close(&self, code: ErrorCode, reason: &str) {
         self.connection.close(code.value().into(), reason.as_bytes());
+    }
+
+    /// Closes a connection that this end has dialled, and waits until the peer has had the time to hear of it (RFC 9000,
+    /// section 10.2), but no longer than `patience`. A process that ends right after [`close`](Self::close) may do so before
+    /// the packet has left, and the peer waits for the idle timeout.
+    pub async fn close_and_drain(&self, code: ErrorCode, reason: &str, patience: Duration) {
+        self.close(code, reason);
+        let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
     }
 
     /// Waits until the connection is no more.

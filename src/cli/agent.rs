@@ -14,7 +14,7 @@ use crate::agent::{Agent, AgentConfig, StubAddress};
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
-use crate::pki::JoinToken;
+use crate::pki::{JoinToken, private_file};
 use crate::wire::AuthMode;
 
 /// Runs an agent.
@@ -117,6 +117,7 @@ fn upstream_of(args: &UpstreamArgs) -> anyhow::Result<Upstream> {
     };
     let certificate_authority = match &args.upstream_ca {
         Some(path) => {
+            private_file::read_certificates(path).context("--upstream-ca")?;
             Some(std::fs::read(path).with_context(|| format!("cannot read --upstream-ca {}", path.display()))?)
         }
         None => None,

@@ -126,13 +126,14 @@ mod tests {
             report.skipped("exec", "no running pod");
             report.failed("watch", "no event", "look at the log");
         });
-        let expected = "  \
-             ✓ list pods             3.2 ms  4 pods
-  - exec                           skipped: no running pod
-  ✗ watch                          failed: no event
-                                   look at the log
-";
-        assert_eq!(text, expected);
+        let expected = [
+            "  ✓ list pods              3.2 ms  4 pods",
+            "  - exec                           skipped: no running pod",
+            "  ✗ watch                          failed: no event",
+            "                                   look at the log",
+            "",
+        ];
+        assert_eq!(text.split('\n').collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -100,10 +100,10 @@ pub enum DemoError {
     #[error(transparent)]
     Status(#[from] StatusError),
     /// The agent is not there in time.
-    #[error("the agent did not connect within {} s; run again with `--log debug` to see why", CONNECT_TIMEOUT.as_secs())]
+    #[error("the agent did not connect within {} s; run again with `--log qtunnel=debug` to see why", CONNECT_TIMEOUT.as_secs())]
     NotConnected,
     /// A part that should run ended.
-    #[error("the {0} stopped unexpectedly; run again with `--log debug` to see why")]
+    #[error("the {0} stopped unexpectedly; run again with `--log qtunnel=debug` to see why")]
     Ended(&'static str),
 }
 
@@ -157,7 +157,10 @@ impl DemoTunnel {
         let shutdown = demo.agent_shutdown.clone();
         demo.parts.spawn(async move { ("agent", agent.run(shutdown).await.map_err(DemoError::from)) });
         let shutdown = demo.shutdown.clone();
-        demo.parts.spawn(async move { ("stub", Ok(stub.run(shutdown).await)) });
+        demo.parts.spawn(async move {
+            stub.run(shutdown).await;
+            ("stub", Ok(()))
+        });
         Ok(demo)
     }
 

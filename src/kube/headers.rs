@@ -2,7 +2,7 @@
 //!
 //! The order at a proxy: [`strip_hop_by_hop`], then [`strip_identity`], and only then may the proxy write an identity of its own.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1): `Connection` and every header it names, `Keep-Alive`,
 /// `Proxy-*`, `Transfer-Encoding`, `Upgrade`, and `TE` except for `trailers`.
@@ -36,6 +36,28 @@ pub fn is_identity(name: &HeaderName) -> bool {
     matches!(name.as_str(), "authorization" | "proxy-authorization" | "forwarded" | "x-real-ip")
         || ["impersonate-", "x-remote-", "x-forwarded-"].iter().any(|prefix| name.starts_with(prefix))
 }
+
+/// How long the body is that the headers announce; `None` where they do not say.
+///
+/// # Errors
+/// Several lengths, equal or not, or something else than digits: two servers could take the body to end at different places, and one
+/// of them the rest for another message (RFC 9112, section 11.2).
+pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, BadLength> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next().map(HeaderValue::as_bytes), lengths.next()) {
+        (None, _) => Ok(None),
+        (Some(length), None) if !length.is_empty() && length.iter().all(u8::is_ascii_digit) => {
+            let length = str::from_utf8(length).ok().and_then(|length| length.parse().ok());
+            length.map(Some).ok_or(BadLength)
+        }
+        _ => Err(BadLength),
+    }
+}
+
+/// A `Content-Length` that could be read in several ways. In a request it becomes a 400, in an answer a 502.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there has to be one Content-Length of digits only, or none")]
+pub struct BadLength;
 
 /// A `Connection` header that cannot be obeyed. In a request it becomes a 400, in an answer a 502.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -136,6 +158,17 @@ mod tests {
         let mut headers = map(&[("TE", "gzip, Trailers"), ("Connection", "TE")]);
         assert_eq!(strip_hop_by_hop(&mut headers), Ok(()));
         assert_eq!(headers, map(&[("TE", "trailers")]));
+    }
+
+    #[test]
+    fn a_length_that_could_be_read_in_two_ways_is_refused() {
+        assert_eq!(content_length(&map(&[])), Ok(None));
+        assert_eq!(content_length(&map(&[("Content-Length", "0")])), Ok(Some(0)));
+        assert_eq!(content_length(&map(&[("Content-Length", "42")])), Ok(Some(42)));
+        for bad in ["", "+4", "-4", "0x4", "4, 4", "4 4", "18446744073709551616"] {
+            assert_eq!(content_length(&map(&[("Content-Length", bad)])), Err(BadLength), "{bad:?}");
+        }
+        assert_eq!(content_length(&map(&[("Content-Length", "4"), ("Content-Length", "4")])), Err(BadLength));
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub struct Status {
     /// A `StatusReason`; kubectl prints it in brackets. `None` where Kubernetes has no word for the code.
     reason: Option<&'static str>,
     message: String,
-    details: Details,
+    // Boxed, because a status is the error of many functions, and errors are best small.
+    details: Box<Details>,
     closes_connection: bool,
 }
 
@@ -42,7 +43,7 @@ impl Status {
         let cannot = format!("User {:?} cannot {} {}", identity.user, request.effective_verb(), object_of(request));
         let cannot = if why.is_empty() { cannot } else { format!("{cannot}: {why}") };
         Self {
-            details: Details::of(request),
+            details: Box::new(Details::of(request)),
             ..Self::new(StatusCode::FORBIDDEN, Some("Forbidden"), format!("{}{cannot}", subject_of(request)))
         }
     }
@@ -51,7 +52,7 @@ impl Status {
     pub fn unknown_cluster(cluster: &ClusterId) -> Self {
         let message = format!("cluster \"{cluster}\" not found: check the server address in your kubeconfig");
         Self {
-            details: Details { kind: "clusters".to_owned(), name: cluster.to_string(), ..Details::default() },
+            details: Box::new(Details { kind: "clusters".to_owned(), name: cluster.to_string(), ..Details::default() }),
             ..Self::new(StatusCode::NOT_FOUND, Some("NotFound"), message)
         }
     }
@@ -157,19 +158,19 @@ impl Status {
     }
 
     fn new(code: StatusCode, reason: Option<&'static str>, message: String) -> Self {
-        Self { code, reason, message, details: Details::default(), closes_connection: false }
+        Self { code, reason, message, details: Box::default(), closes_connection: false }
     }
 
     fn unavailable(message: String) -> Self {
         Self {
-            details: Details::retry_after(1),
+            details: Box::new(Details::retry_after(1)),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("ServiceUnavailable"), message)
         }
     }
 
     fn retry_later(message: String, seconds: u32) -> Self {
         Self {
-            details: Details::retry_after(seconds),
+            details: Box::new(Details::retry_after(seconds)),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, Some("TooManyRequests"), message)
         }
     }
@@ -177,7 +178,7 @@ impl Status {
 
 impl Serialize for Status {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let has_details = self.details != Details::default();
+        let has_details = *self.details != Details::default();
         let fields = 6 + usize::from(self.reason.is_some()) + usize::from(has_details);
         let mut status = serializer.serialize_struct("Status", fields)?;
         status.serialize_field("kind", "Status")?;

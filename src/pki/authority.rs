@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::hmac;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -167,15 +166,6 @@ impl CertificateAuthority {
         let template = parameters.signed_by(&key, &self.issuer)?;
         let certificate = user_subject::replace_subject(template.der(), user, groups, self.issuer.key())?;
         Ok(UserCertificate { certificate, key: key.serialize_der().into() })
-    }
-
-    /// A secret that only holders of the authority's private key can compute, and always the same for one `purpose`: what
-    /// stubs of one authority agree on without having to store it.
-    pub fn derive_secret(&self, purpose: &str) -> [u8; 32] {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.issuer.key().serialize_der());
-        let mut secret = [0; 32];
-        secret.copy_from_slice(hmac::sign(&key, purpose.as_bytes()).as_ref());
-        secret
     }
 
     fn new(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, AuthorityError> {
@@ -380,14 +370,6 @@ mod tests {
         private_file::write(&certificate, user.certificate_pem().as_bytes()).unwrap();
         private_file::write(&key, user.key_pem().as_bytes()).unwrap();
         assert!(matches!(CertificateAuthority::load(&certificate, &key), Err(AuthorityError::Unusable { .. })));
-    }
-
-    #[test]
-    fn a_derived_secret_depends_on_the_authority_and_on_the_purpose() {
-        let one = authority();
-        assert_eq!(one.derive_secret("a"), one.derive_secret("a"));
-        assert_ne!(one.derive_secret("a"), one.derive_secret("b"));
-        assert_ne!(one.derive_secret("a"), authority().derive_secret("a"));
     }
 
     #[test]

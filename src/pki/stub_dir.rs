@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use rcgen::KeyPair;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -27,6 +28,7 @@ pub struct StubKeys {
     agent_authority: CertificateAuthority,
     user_authority: CertificateAuthority,
     server: ServerCredentials,
+    derivation: hmac::Key,
     tokens: JoinTokenStore,
 }
 
@@ -75,9 +77,17 @@ impl StubKeys {
         if agent_authority.certificate_der() == user_authority.certificate_der() {
             return Err(StubKeysError::SharedAuthority);
         }
-        let server = load_server(directory, &server_authority)?;
+        let (server, derivation) = load_server(directory, &server_authority)?;
         let tokens = JoinTokenStore::open(&directory.join(TOKENS), server_authority.fingerprint())?;
-        Ok(Self { directory: directory.into(), server_authority, agent_authority, user_authority, server, tokens })
+        Ok(Self {
+            directory: directory.into(),
+            server_authority,
+            agent_authority,
+            user_authority,
+            server,
+            derivation,
+            tokens,
+        })
     }
 
     /// Signs the stub's server certificate; join tokens pin it.
@@ -98,6 +108,16 @@ impl StubKeys {
     /// The server certificate and its key. Renewal replaces the certificate in all clones.
     pub fn server(&self) -> &ServerCredentials {
         &self.server
+    }
+
+    /// A secret that is the same whenever these keys are loaded: what a stub that was started again tells its agents with
+    /// that it has forgotten them. It is derived from the key of the server certificate, which renewal keeps.
+    pub fn reset_secret(&self) -> [u8; 32] {
+        let tag = hmac::sign(&self.derivation, b"qtunnel stateless reset");
+        let mut secret = [0; 32];
+        // An HMAC-SHA-256 has 32 bytes, so nothing is left over on either side.
+        secret.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        secret
     }
 
     /// The join tokens.
@@ -215,12 +235,16 @@ fn load_authority(directory: &Path, name: &str, now: SystemTime) -> Result<Certi
     Ok(authority)
 }
 
-fn load_server(directory: &Path, authority: &CertificateAuthority) -> Result<ServerCredentials, StubKeysError> {
+fn load_server(
+    directory: &Path,
+    authority: &CertificateAuthority,
+) -> Result<(ServerCredentials, hmac::Key), StubKeysError> {
     let chain = private_file::read_certificates(&directory.join(SERVER_CERTIFICATE))?;
     let key = private_file::read_private_key(&directory.join(SERVER_KEY))?;
     let leaf = chain.first().ok_or(StubKeysError::EmptyChain)?;
     check_issuer(leaf, authority)?;
-    Ok(ServerCredentials::new(vec![leaf.clone(), authority.certificate_der().clone()], key)?)
+    let derivation = hmac::Key::new(HMAC_SHA256, key.secret_der());
+    Ok((ServerCredentials::new(vec![leaf.clone(), authority.certificate_der().clone()], key)?, derivation))
 }
 
 /// At the beginning of the certificate's life, since it may be over by now.
@@ -295,6 +319,14 @@ mod tests {
             files += 1;
         }
         assert_eq!(files, 9);
+    }
+
+    #[test]
+    fn the_reset_secret_stays_with_its_keys() {
+        let (scene, other) = (Scene::new(), Scene::new());
+        let secret = scene.load().unwrap().reset_secret();
+        assert_eq!(scene.load().unwrap().reset_secret(), secret);
+        assert_ne!(other.load().unwrap().reset_secret(), secret);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use authorize::AuthorizationMode;
 pub use config::{ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
-use crate::carrier::{EndpointSecret, QuicListener};
+use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
@@ -106,8 +106,8 @@ impl Stub {
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
         let tls = Arc::new(front_server_config(keys.server(), user_authority)?);
         let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
-        let secret = EndpointSecret::new(keys.agent_authority().derive_secret("qtunnel stateless reset"));
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &config, &secret).await?;
+        let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
+        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let shared = Arc::new(Shared {
@@ -159,8 +159,7 @@ fn static_tokens(file: Option<&Path>) -> Result<StaticTokens, StartError> {
 async fn bind_both(
     address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
-    config: &StubConfig,
-    secret: &EndpointSecret,
+    quic: &QuicSettings,
 ) -> Result<(TcpListener, QuicListener), StartError> {
     const ATTEMPTS: usize = 16;
     let failed = |protocol, source| StartError::Listen { protocol, address, source };
@@ -169,7 +168,7 @@ async fn bind_both(
         attempt += 1;
         let front = bind_tcp(address).await.map_err(|source| failed("TCP", source))?;
         let chosen = front.local_addr().map_err(|source| failed("TCP", source))?;
-        match QuicListener::bind(chosen, tls.clone(), &config.agents.quic(), secret) {
+        match QuicListener::bind(chosen, tls.clone(), quic) {
             Ok(tunnel) => return Ok((front, tunnel)),
             Err(_taken) if address.port() == 0 && attempt < ATTEMPTS => {}
             Err(source) => return Err(failed("UDP", source)),

@@ -100,7 +100,10 @@ async fn answer(
         .authorize(&user.identity, &route.cluster, &info)
         .map_err(|why| Status::forbidden(&user.identity, &info, &why))?;
 
-    let head = request_head(parts, &route, user.identity, connection, audit_id)?;
+    let mut head = request_head(parts, &route, user.identity, connection, audit_id)?;
+    if body.is_end_stream() {
+        say_that_the_body_is_empty(&mut head);
+    }
     record.set_requested_user(head.requested.as_ref());
     if head.upgrade.is_some() && !body.is_end_stream() {
         return Err(Status::bad_request("an upgrade request must not have a body"));
@@ -125,6 +128,7 @@ fn request_head(
     headers::strip_hop_by_hop(&mut parts.headers).map_err(|error| bad_request(&error))?;
     let requested = impersonation::requested(&parts.headers).map_err(|error| bad_request(&error))?;
     headers::strip_identity(&mut parts.headers);
+    headers::content_length(&parts.headers).map_err(|error| bad_request(&error))?;
     // The agent knows which host it talks to, the stub itself has told the client to continue, and the id is the stub's to give.
     for name in [HOST, EXPECT, AUDIT_ID] {
         parts.headers.remove(name);
@@ -140,6 +144,14 @@ fn request_head(
         upgrade,
         client_address: Some(connection.address.ip().to_canonical()),
     })
+}
+
+/// Without a length the agent would have to announce a body of unknown length, as a client of HTTP/2 may have left it out
+/// (RFC 9110, section 8.6).
+fn say_that_the_body_is_empty(head: &mut RequestHead) {
+    if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) {
+        head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
 }
 
 /// The agent's answer as the client gets it.
@@ -168,7 +180,8 @@ async fn passed_on(
     }
     headers::strip_hop_by_hop(response.headers_mut()).map_err(|error| Status::bad_gateway(error.to_string()))?;
     prefix_location(response.headers_mut(), &route.prefix);
-    let length = if has_body(method, head.status) { content_length(response.headers()) } else { None };
+    let length = headers::content_length(response.headers()).map_err(|error| Status::bad_gateway(error.to_string()))?;
+    let length = length.filter(|_| has_body(method, head.status));
     let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream };
     Ok(Answer::Tunnelled(response, rest))
 }
@@ -192,10 +205,6 @@ fn prefix_location(headers: &mut HeaderMap, prefix: &str) {
 
 fn has_body(method: &Method, status: StatusCode) -> bool {
     *method != Method::HEAD && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The stub's own words. HTTP/2 knows no `Connection` (RFC 9113, section 8.2.2).

@@ -10,7 +10,7 @@ use super::authenticate::Authenticator;
 use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::registry::Registry;
-use crate::pki::StubKeys;
+use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -46,9 +46,9 @@ impl KnownClusters {
     }
 
     /// Notes that `cluster` exists.
-    pub fn add(&self, cluster: &ClusterId) -> std::io::Result<()> {
-        std::fs::create_dir_all(&self.directory)?;
-        std::fs::OpenOptions::new().create(true).append(true).open(self.file(cluster)).map(drop)
+    pub fn add(&self, cluster: &ClusterId) -> Result<(), FileError> {
+        private_file::create_directory(&self.directory)?;
+        private_file::write(&self.file(cluster), b"")
     }
 
     /// Whether `cluster` exists. Looks at the disk for one that has not been seen before, since `qtunnel token create`

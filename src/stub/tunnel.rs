@@ -16,6 +16,7 @@ use crate::carrier::{
 use crate::pki::{AgentIdentity, Validity};
 use crate::wire::{
     ALPN_ENROLLMENT, ALPN_TUNNEL, Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Welcome,
+    WireError,
 };
 
 /// Accepts agents until `shutdown`, then tells them to go elsewhere.
@@ -143,6 +144,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
+    connection.trust();
     let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
@@ -227,11 +229,14 @@ impl Session<'_> {
         mut receiver: FrameReceiver,
         shutdown: CancellationToken,
     ) -> SessionEnd {
+        let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
+        tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
         let mut before = *path.borrow_and_update();
         loop {
             tokio::select! {
                 end = self.link.connection.closed() => return SessionEnd::Connection(end),
+                end = &mut refusing => return end,
                 Ok(()) = path.changed() => {
                     let now = *path.borrow_and_update();
                     self.path_changed(std::mem::replace(&mut before, now), now);
@@ -314,6 +319,23 @@ impl Session<'_> {
                 tracing::warn!(agent = %self.link.identity, "refused to renew a certificate: {error}");
                 Frame::Refused(Refused { reason: error.peer_message() })
             }
+        }
+    }
+}
+
+/// An agent opens no stream but the control stream. One of a kind that a later version may know is refused by itself,
+/// anything else ends the session (proto-spec/qtunnel-1.md, section 3.2).
+async fn refuse_streams(connection: Connection, patience: Duration) -> SessionEnd {
+    loop {
+        let (mut send, recv) = match connection.accept().await {
+            Ok(stream) => stream,
+            Err(end) => return SessionEnd::Connection(end),
+        };
+        let mut receiver = FrameReceiver::new(recv, FrameReader::for_accepted_control());
+        match timeout(patience, receiver.next_frame()).await {
+            Ok(Err(ReceiveError::Frame(error @ WireError::UnknownStreamKind(_)))) => send.reset(error.code()),
+            Ok(Err(ReceiveError::Stream(_))) => {}
+            _ => return SessionEnd::UnexpectedMessage,
         }
     }
 }

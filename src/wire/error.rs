@@ -34,6 +34,9 @@ pub enum WireError {
     /// Status 101 for a request that did not ask for an upgrade.
     #[error("status 101 answers a request that asked for no upgrade")]
     UnrequestedUpgrade,
+    /// A body that is shorter or longer than its head said.
+    #[error("the body has another length than its Content-Length says")]
+    WrongLength,
     /// A stream of a kind that the peer does not open.
     #[error("unexpected {0:?} stream: the peer does not open streams of this kind")]
     UnexpectedStreamKind(StreamKind),

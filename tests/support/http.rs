@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
@@ -240,4 +240,44 @@ pub async fn read(response: Response<Incoming>) -> Answer {
     let (parts, body) = response.into_parts();
     let body = tokio::time::timeout(DEADLINE, body.collect()).await.expect("a body in time").expect("a whole body");
     Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() }
+}
+
+/// An open answer, line by line.
+pub struct Lines {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// The lines of this body.
+    pub fn of(body: Incoming) -> Self {
+        Self { body, pending: Vec::new() }
+    }
+
+    /// The next line, without its end.
+    pub async fn next(&mut self) -> String {
+        loop {
+            if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return String::from_utf8_lossy(&line[..end]).into_owned();
+            }
+            let frame = self.frame().await.expect("the answer goes on").expect("the answer is not broken off");
+            self.pending.extend_from_slice(frame.data_ref().expect("data"));
+        }
+    }
+
+    /// Reads to the end, and says whether it is no clean one.
+    pub async fn broken_off(mut self) -> bool {
+        loop {
+            match self.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return true,
+                None => return false,
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("bytes or an end in time")
+    }
 }

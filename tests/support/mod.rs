@@ -5,14 +5,21 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod capture;
+pub mod conversation;
 pub mod echo;
 pub mod http;
+pub mod http1;
 pub mod kubectl;
 pub mod process;
 pub mod proxy;
+pub mod rogue;
+pub mod scene;
+pub mod scripted_upstream;
 pub mod terminal;
 pub mod tunnel;
 pub mod udp_relay;
+pub mod user;
 
 use std::time::{Duration, Instant};
 

@@ -293,6 +293,12 @@ impl Agent {
         self.process.kill();
         self.process = start_qtunnel("the agent", &self.arguments);
     }
+
+    /// The same with a token.
+    pub fn restart_with_token(&mut self, token: &str) {
+        self.process.kill();
+        self.process = start_qtunnel("the agent", self.arguments.iter().map(String::as_str).chain(["--token", token]));
+    }
 }
 
 /// A sample API, a stub and an agent that work together.

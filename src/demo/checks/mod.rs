@@ -98,7 +98,7 @@ pub async fn reach(kubeconfig: &Path) -> Result<Reached, Unreachable> {
 pub async fn run(reached: &Reached, cluster: &DemoCluster, report: &mut Report<impl Write>) -> Tally {
     let client = &reached.client;
     let real = matches!(cluster, DemoCluster::Real { .. });
-    let mut checks = Checks { report, rbac_may_forbid: real, tally: Tally::default() };
+    let mut checks = Checks { report, patience: CHECK_TIMEOUT, rbac_may_forbid: real, tally: Tally::default() };
     checks.make("list namespaces", reading::namespaces(client)).await;
     checks.make("list pods", reading::pods(client)).await;
     if real {
@@ -122,6 +122,8 @@ pub async fn run(reached: &Reached, cluster: &DemoCluster, report: &mut Report<i
 /// Makes checks one after the other.
 struct Checks<'a, W> {
     report: &'a mut Report<W>,
+    /// How long each may take.
+    patience: Duration,
     /// In a cluster that is not ours it is no fault that the user may not do something.
     rbac_may_forbid: bool,
     tally: Tally,
@@ -130,7 +132,7 @@ struct Checks<'a, W> {
 impl<W: Write> Checks<'_, W> {
     async fn make(&mut self, name: &str, check: impl Future<Output = CheckResult>) {
         self.report.running(name);
-        match timeout(CHECK_TIMEOUT, check).await.unwrap_or(Err(CheckError::TimedOut(CHECK_TIMEOUT))) {
+        match timeout(self.patience, check).await.unwrap_or(Err(CheckError::TimedOut(self.patience))) {
             Ok(Finding::Passed { time, detail }) => {
                 self.tally.passed += 1;
                 self.report.passed(name, time, &detail);
@@ -210,7 +212,7 @@ fn target_in(pod: &Value) -> Option<Target> {
 /// What to do about an error.
 fn advice(error: &CheckError) -> &'static str {
     let CheckError::Client(ClientError::Status { code, .. }) = error else {
-        return "run again with `--log debug` to see what stub and agent saw";
+        return "run again with `--log qtunnel=debug` to see what stub and agent saw";
     };
     match *code {
         StatusCode::UNAUTHORIZED => {
@@ -222,7 +224,7 @@ fn advice(error: &CheckError) -> &'static str {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
             "does the API server answer `kubectl get --raw /readyz` without the tunnel?"
         }
-        _ => "run again with `--log debug` to see what stub and agent saw",
+        _ => "run again with `--log qtunnel=debug` to see what stub and agent saw",
     }
 }
 
@@ -235,7 +237,8 @@ mod tests {
     async fn make(rbac_may_forbid: bool, result: CheckResult) -> (Tally, String) {
         let mut out = Vec::new();
         let mut report = Report::new(&mut out, Style::Plain);
-        let mut checks = Checks { report: &mut report, rbac_may_forbid, tally: Tally::default() };
+        let mut checks =
+            Checks { report: &mut report, patience: CHECK_TIMEOUT, rbac_may_forbid, tally: Tally::default() };
         checks.make("exec", async { result }).await;
         (checks.tally, String::from_utf8(out).unwrap())
     }
@@ -264,11 +267,12 @@ mod tests {
         assert!(text.contains("kubectl get --raw /readyz"), "{text}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_check_that_hangs_fails_in_time() {
         let mut out = Vec::new();
         let mut report = Report::new(&mut out, Style::Plain);
-        let mut checks = Checks { report: &mut report, rbac_may_forbid: false, tally: Tally::default() };
+        let mut checks =
+            Checks { report: &mut report, patience: Duration::ZERO, rbac_may_forbid: false, tally: Tally::default() };
         checks.make("watch", std::future::pending()).await;
         assert_eq!(checks.tally.failed, 1);
     }

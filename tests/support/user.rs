@@ -1,0 +1,324 @@
+//! A user of a stub whose every byte the test decides: HTTP/1.1 written by hand over TLS, or HTTP/2.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::http1::{Answer, BodyDecoder, Framing, Head, Wire, within};
+use super::scripted_upstream::reset_on_drop;
+
+/// Somebody who can reach a stub, with a certificate or without.
+#[derive(Clone)]
+pub struct User {
+    address: SocketAddr,
+    /// What stands before every path: `/clusters/<id>`, or nothing.
+    pub prefix: String,
+    /// The `Host` of requests.
+    pub host: String,
+    server_name: ServerName<'static>,
+    roots: Arc<RootCertStore>,
+    certificate: Option<(Vec<CertificateDer<'static>>, Arc<PrivateKeyDer<'static>>)>,
+}
+
+/// A connection that speaks HTTP/1.1.
+pub type Http1 = Wire<TlsStream<TcpStream>>;
+
+/// A connection that speaks HTTP/2.
+pub type Http2 = SendRequest<Http2Body>;
+
+/// The body of a request over HTTP/2.
+pub type Http2Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// No body.
+pub fn no_body() -> Http2Body {
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+impl User {
+    /// The user of a kubeconfig file. `address` is where the stub is, whatever host name the file has.
+    pub fn of(kubeconfig: &Path, address: SocketAddr) -> Self {
+        let upstream = Kubeconfig::load(kubeconfig).expect("a kubeconfig").upstream(None).expect("a cluster");
+        let mut roots = RootCertStore::empty();
+        let authority = upstream.certificate_authority.expect("an authority");
+        roots.add(CertificateDer::from_pem_slice(&authority).expect("a certificate")).expect("an authority");
+        let Credentials::ClientCertificate(certificate) = upstream.credentials else { panic!("no certificate") };
+        let chain = CertificateDer::pem_slice_iter(&certificate.chain).collect::<Result<_, _>>().expect("a chain");
+        let key = PrivateKeyDer::from_pem_slice(&certificate.key).expect("a key");
+        let authority = upstream.server.authority().expect("a host").clone();
+        let host = authority.host().to_owned();
+        Self {
+            address,
+            prefix: upstream.server.path().trim_end_matches('/').to_owned(),
+            host: authority.to_string(),
+            server_name: ServerName::try_from(host).expect("a host name"),
+            roots: Arc::new(roots),
+            certificate: Some((chain, Arc::new(key))),
+        }
+    }
+
+    /// The same without a certificate.
+    pub fn without_certificate(&self) -> Self {
+        Self { certificate: None, ..self.clone() }
+    }
+
+    /// The same with another certificate.
+    pub fn with_certificate(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        Self { certificate: Some((chain, Arc::new(key))), ..self.clone() }
+    }
+
+    /// The same with something else before every path.
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self.clone() }
+    }
+
+    /// The same asking TLS for another name.
+    pub fn with_server_name(&self, name: &str) -> Self {
+        Self { server_name: ServerName::try_from(name.to_owned()).expect("a host name"), ..self.clone() }
+    }
+
+    /// Connects and speaks HTTP/1.1.
+    pub async fn connect(&self) -> Http1 {
+        Wire::new(self.tls(b"http/1.1").await.expect("a TLS connection"))
+    }
+
+    /// Connects and speaks HTTP/2.
+    pub async fn connect_http2(&self) -> Http2 {
+        let socket = self.tls(b"h2").await.expect("a TLS connection");
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let handshake = builder.handshake(TokioIo::new(socket));
+        let (sender, connection) = within("HTTP/2", handshake).await.expect("an HTTP/2 connection");
+        // Its errors reach whoever waits for an answer.
+        tokio::spawn(connection);
+        sender
+    }
+
+    /// A TLS connection for one application protocol.
+    pub async fn tls(&self, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+        let builder = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("protocol versions")
+            .with_root_certificates(self.roots.clone());
+        let mut config = match &self.certificate {
+            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).expect("a certificate"),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let socket = TcpStream::connect(self.address).await?;
+        socket.set_nodelay(true)?;
+        let connector = TlsConnector::from(Arc::new(config));
+        within("a TLS handshake", connector.connect(self.server_name.clone(), socket)).await
+    }
+
+    /// A request as bytes: `method` and the path below the cluster, headers besides `Host`, no body.
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        format!("{method} {}{path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", self.prefix, self.host).into_bytes()
+    }
+
+    /// Sends a request without a body on an HTTP/1.1 connection of its own and waits for all of the answer.
+    pub async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.begin(Version::Http1, method, path, headers).await.rest().await
+    }
+
+    /// Sends a request without a body over a version of HTTP and waits for all of the answer.
+    pub async fn ask_over(&self, version: Version, method: &str, path: &str) -> Answer {
+        self.begin(version, method, path, &[]).await.rest().await
+    }
+
+    /// The same, with the error if the answer breaks off before its head.
+    pub async fn try_to_ask(&self, version: Version, method: &str, path: &str) -> Result<Answer, String> {
+        let answering = match version {
+            Version::Http1 => {
+                let mut connection = self.connect().await;
+                let request = self.request(method, path, &[]);
+                within("sending a request", connection.write(&request)).await.expect("a request is sent");
+                Answering::try_to_read_http1(connection, method).await?
+            }
+            Version::Http2 => {
+                let request = self.http2_request(method, path, &[], no_body());
+                let answer = self.connect_http2().await.send_request(request).await;
+                Answering::read_http2(answer.map_err(|error| error.to_string())?)
+            }
+        };
+        Ok(answering.rest().await)
+    }
+
+    /// Sends a request without a body on a connection of its own and waits for the head of the answer.
+    pub async fn begin(&self, version: Version, method: &str, path: &str, headers: &[(&str, &str)]) -> Answering {
+        match version {
+            Version::Http1 => {
+                let mut connection = self.connect().await;
+                let request = self.request(method, path, headers);
+                within("sending a request", connection.write(&request)).await.expect("a request is sent");
+                Answering::read_http1(connection, method).await
+            }
+            Version::Http2 => {
+                let connection = self.connect_http2().await;
+                self.begin_on(&connection, method, path, headers, no_body()).await
+            }
+        }
+    }
+
+    /// The same on a connection that is there.
+    pub async fn begin_on(
+        &self,
+        connection: &Http2,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Http2Body,
+    ) -> Answering {
+        let answer = connection.clone().send_request(self.http2_request(method, path, headers, body));
+        Answering::read_http2(within("the head of an answer", answer).await.expect("an answer"))
+    }
+
+    /// A request for HTTP/2.
+    pub fn http2_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Http2Body,
+    ) -> http::Request<Http2Body> {
+        let mut request = http::Request::builder().method(method).uri(self.uri(path));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(body).expect("a request")
+    }
+
+    /// The URI of a path below the cluster, for HTTP/2.
+    pub fn uri(&self, path: &str) -> String {
+        format!("https://{}{}{path}", self.host, self.prefix)
+    }
+}
+
+/// A version of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Version {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+}
+
+/// An answer that is coming. Dropping it is what a client does that vanishes.
+pub struct Answering {
+    /// Its head.
+    pub head: Head,
+    /// What has come of its body.
+    pub body: Vec<u8>,
+    from: From,
+}
+
+enum From {
+    Http1(Box<Http1>, BodyDecoder, Framing),
+    Http2(hyper::body::Incoming),
+}
+
+/// What came next.
+enum Came {
+    Bytes,
+    End { complete: bool },
+}
+
+impl Answering {
+    /// The answer to a `method` request.
+    pub async fn read_http1(connection: Http1, method: &str) -> Self {
+        Self::try_to_read_http1(connection, method).await.expect("an answer")
+    }
+
+    async fn try_to_read_http1(mut connection: Http1, method: &str) -> Result<Self, String> {
+        let head = within("the head of an answer", connection.head()).await.map_err(|error| error.to_string())?;
+        let head = head.ok_or("the connection ended before an answer")?;
+        let framing = head.answer_framing(method);
+        let from = From::Http1(Box::new(connection), BodyDecoder::new(framing), framing);
+        Ok(Self { head, body: Vec::new(), from })
+    }
+
+    /// The answer on an HTTP/2 stream.
+    pub fn read_http2(answer: http::Response<hyper::body::Incoming>) -> Self {
+        let (head, body) = answer.into_parts();
+        let text = |value: &http::HeaderValue| value.to_str().expect("text").to_owned();
+        let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let head = Head { first_line: format!("HTTP/2 {}", head.status), headers };
+        Self { head, body: Vec::new(), from: From::Http2(body) }
+    }
+
+    /// Waits until `text` has come.
+    pub async fn until(&mut self, text: &str) {
+        while !self.body.ends_with(text.as_bytes()) {
+            if let Came::End { .. } = self.more().await {
+                panic!("the answer ended before {text:?}: {:?}", String::from_utf8_lossy(&self.body));
+            }
+        }
+    }
+
+    /// All of it, as far as it comes. A body that breaks off is an answer that is not complete.
+    pub async fn rest(mut self) -> Answer {
+        loop {
+            if let Came::End { complete } = self.more().await {
+                return Answer { head: self.head, body: self.body, complete };
+            }
+        }
+    }
+
+    /// The HTTP/1.1 connection behind it, its body left unread.
+    pub fn into_http1(self) -> Http1 {
+        match self.from {
+            From::Http1(connection, ..) => *connection,
+            From::Http2(_) => panic!("an HTTP/2 stream"),
+        }
+    }
+
+    async fn more(&mut self) -> Came {
+        match &mut self.from {
+            From::Http1(connection, decoder, framing) => {
+                match within("the body of an answer", connection.body_piece(decoder, &mut self.body)).await {
+                    Ok(true) => Came::Bytes,
+                    Ok(false) => Came::End { complete: decoder.is_complete() || *framing == Framing::UntilClose },
+                    Err(_aborted) => Came::End { complete: false },
+                }
+            }
+            From::Http2(frames) => match within("the body of an answer", frames.frame()).await {
+                None => Came::End { complete: true },
+                Some(Err(_reset)) => Came::End { complete: false },
+                Some(Ok(frame)) => {
+                    self.body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    Came::Bytes
+                }
+            },
+        }
+    }
+}
+
+/// A body that never ends: these bytes, and then whatever comes of `more`.
+pub fn body_of(first: &'static [u8], more: impl Stream<Item = Bytes> + Send + 'static) -> Http2Body {
+    let pieces = stream::iter([Bytes::from_static(first)]).chain(more);
+    StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync()
+}
+
+/// What a client does that vanishes: ends the connection with RST.
+pub fn reset(connection: Http1) {
+    reset_on_drop(connection.socket.get_ref().0);
+}
