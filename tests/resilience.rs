@@ -172,6 +172,17 @@ fn an_agent_comes_back_soon_after_its_stub_was_killed() {
 }
 
 #[test]
+fn an_agent_gives_up_a_connection_that_its_stub_has_forgotten() {
+    let mut path = Path::start();
+    path.relay.forget_clients();
+    let began = Instant::now();
+    path.agent.process.wait_for_log("disconnected: the stub has lost the connection");
+    path.stub.process.wait_for_log("agent disconnected");
+    path.stub.wait_for_agents(CLUSTER, 1);
+    println!("the agent had a new connection {:?} after the old one had been forgotten", began.elapsed());
+}
+
+#[test]
 fn both_sides_say_what_happened_once() {
     let mut path = Path::start();
     path.relay.black_out(true);

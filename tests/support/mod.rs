@@ -11,6 +11,7 @@ pub mod echo;
 pub mod http;
 pub mod http1;
 pub mod kubectl;
+pub mod namespace;
 pub mod process;
 pub mod proxy;
 pub mod rogue;

@@ -1,6 +1,6 @@
 //! A UDP relay on loopback that delays, drops, and changes addresses as a NAT does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -35,6 +35,10 @@ struct Control {
     host: AtomicU8,
     passed: AtomicU64,
     flows: Mutex<HashMap<SocketAddr, Flow>>,
+    /// Clients whose packets go nowhere.
+    forgotten: Mutex<HashSet<SocketAddr>>,
+    /// The addresses that clients have had, in the order of their appearance.
+    clients: Mutex<Vec<IpAddr>>,
 }
 
 #[derive(Clone)]
@@ -70,6 +74,8 @@ impl UdpRelay {
             host: AtomicU8::new(1),
             passed: AtomicU64::new(0),
             flows: Mutex::default(),
+            forgotten: Mutex::default(),
+            clients: Mutex::default(),
         });
         let (stop, stopped) = oneshot::channel();
         let (bound, address) = {
@@ -108,6 +114,14 @@ impl UdpRelay {
         self.change_ports();
     }
 
+    /// Drops everything of the clients that there are, and lets new ones through: the server has forgotten them.
+    pub fn forget_clients(&self) {
+        let mut flows = self.control.flows.lock().unwrap();
+        let mut forgotten = self.control.forgotten.lock().unwrap();
+        forgotten.extend(flows.drain().map(|(client, _)| client));
+        self.change_ports();
+    }
+
     /// Packets that got through so far, both ways.
     pub fn packets(&self) -> u64 {
         self.control.passed.load(Ordering::SeqCst)
@@ -133,6 +147,9 @@ impl Control {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                 Err(error) => return error,
             };
+            if self.forgotten.lock().unwrap().contains(&client) {
+                continue;
+            }
             let flow = self.clone().flow(client, &front);
             self.enqueue(&flow.to_server, &buffer[..length]);
         }
@@ -140,7 +157,7 @@ impl Control {
 
     /// The client's mapping, a new one if it has none or it has changed. Answers on old mappings go nowhere.
     fn flow(self: Arc<Self>, client: SocketAddr, front: &Arc<UdpSocket>) -> Flow {
-        let (mapping, host) = (self.mapping.load(Ordering::SeqCst), self.host.load(Ordering::SeqCst));
+        let (mapping, host) = (self.mapping.load(Ordering::SeqCst), self.host(client.ip()));
         let flows = self.clone();
         let mut flows = flows.flows.lock().unwrap();
         if let Some(flow) = flows.get(&client).filter(|flow| (flow.mapping, flow.host) == (mapping, host)) {
@@ -153,6 +170,17 @@ impl Control {
         tokio::spawn(self.clone().answers(upstream, front.clone(), client, mapping));
         flows.insert(client, flow.clone());
         flow
+    }
+
+    /// A client at a new address is one at a new address for the server as well.
+    fn host(&self, client: IpAddr) -> u8 {
+        let mut clients = self.clients.lock().unwrap();
+        let known = clients.iter().position(|address| *address == client);
+        let index = known.unwrap_or_else(|| {
+            clients.push(client);
+            clients.len() - 1
+        });
+        self.host.load(Ordering::SeqCst) + u8::try_from(index).expect("few addresses")
     }
 
     async fn answers(
