@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group};
 use http_body_util::BodyExt;
-use support::{Connection, Load, Target, Tunnel, connections, cpu_time, small_gets};
+use support::{Connection, Load, Target, Tunnel, connections, cpu, small_gets};
 use tokio::runtime::Runtime;
 
 const BULK: u64 = 256 << 20;
@@ -100,12 +100,12 @@ fn bulk_once(runtime: &Runtime, target: &Target) -> (f64, f64) {
     runtime.block_on(async {
         let mut connection = Connection::open(target).await;
         download(&mut connection).await;
-        let (began, cpu_before) = (Instant::now(), cpu_time());
+        let (began, cpu_before) = (Instant::now(), cpu::time());
         for _ in 0..4 {
             download(&mut connection).await;
         }
         let bytes = 4.0 * BULK as f64;
-        let cpu = (cpu_time() - cpu_before).as_secs_f64();
+        let cpu = (cpu::time() - cpu_before).as_secs_f64();
         (bytes * 8.0 / began.elapsed().as_secs_f64() / 1e9, cpu / (bytes / f64::from(1 << 30)))
     })
 }

@@ -1,5 +1,7 @@
 //! What the benchmarks measure with: the whole tunnel in this process, a client, and the CPU time it all takes.
 
+pub mod cpu;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -203,7 +205,7 @@ impl Load {
 /// Makes `count` small GETs on as many connections as are given, one at a time on each.
 pub async fn small_gets(connections: Vec<Connection>, count: usize) -> (Load, Vec<Connection>) {
     let each = count.div_ceil(connections.len());
-    let (began, cpu_before) = (Instant::now(), cpu_time());
+    let (began, cpu_before) = (Instant::now(), cpu::time());
     let tasks = connections.into_iter().map(|mut connection| {
         tokio::spawn(async move {
             let mut latencies = Vec::with_capacity(each);
@@ -222,7 +224,7 @@ pub async fn small_gets(connections: Vec<Connection>, count: usize) -> (Load, Ve
         latencies.append(&mut of_task);
         connections.push(connection);
     }
-    let load = Load { elapsed: began.elapsed(), cpu: cpu_time() - cpu_before, latencies };
+    let load = Load { elapsed: began.elapsed(), cpu: cpu::time() - cpu_before, latencies };
     (sorted(load), connections)
 }
 
@@ -237,13 +239,4 @@ pub async fn connections(target: &Target, count: usize) -> Vec<Connection> {
         connections.push(Connection::open(target).await);
     }
     connections
-}
-
-/// CPU time of this process, in user and kernel mode. Clock ticks of 10 ms.
-pub fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // The second field is the program's name in brackets, which may hold anything.
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
 }

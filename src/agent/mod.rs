@@ -1,6 +1,6 @@
 //! The private side of the tunnel: dials the stub and makes its requests at the cluster's API server.
 //!
-//! [`Agent::run`] stays connected; [`request::serve`] is the life of one request from top to bottom.
+//! [`Agent::run`] stays connected; `request::serve` is the life of one request from top to bottom.
 
 mod access;
 mod address;

@@ -148,13 +148,14 @@ impl Session<'_> {
         report_interval: Duration,
     ) -> Result<(), SessionEnd> {
         let mut report_at = Instant::now();
+        let mut reported = None;
         let mut renewal = Renewal::of(self.credentials);
         let mut renewal_at = Instant::now();
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(report_at) => {}
-                Ok(()) = self.health.changed() => {}
+                () = changed(&mut self.health, &reported) => {}
                 () = tokio::time::sleep_until(renewal_at) => {
                     renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                     if let Some(renew) = renewal.request_if_due(SystemTime::now()) {
@@ -178,6 +179,7 @@ impl Session<'_> {
             }
             report_at = Instant::now() + report_interval;
             let report = report(&self.health.borrow_and_update(), streams.open());
+            reported = Some(report.upstream_error.clone());
             sender.send(&Frame::Report(report)).await?;
         }
     }
@@ -200,6 +202,14 @@ impl Session<'_> {
             tracing::warn!(requests = streams.open(), "some requests did not end in time and are cut off");
         }
         Ok(())
+    }
+}
+
+/// Waits until the API server is worse or better than the last report said. Its latency alone is no news.
+async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<String>) {
+    let news = |health: &Health| Some(health.error.as_deref().unwrap_or_default()) != reported.as_deref();
+    if health.wait_for(news).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -21,7 +21,7 @@ pub struct ReceivedBody {
     frames: FrameReceiver,
     length: Option<u64>,
     /// Kept until the end behind them has come: only that makes the body whole.
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     ended: bool,
 }
 
@@ -66,14 +66,14 @@ impl Body for ReceivedBody {
             let result = match ready!(self.frames.poll_frame(context)) {
                 Ok(Some(Frame::Data(data))) => self.count(data.len(), context).map(|()| http_body::Frame::data(data)),
                 Ok(Some(Frame::Trailers(Trailers(fields)))) => {
-                    self.trailers = Some(fields);
+                    self.trailers = Some(Box::new(fields));
                     continue;
                 }
                 // The reader lets only DATA and TRAILERS follow a head, so this is the end of the stream.
                 Ok(_) if self.length.is_some_and(|left| left > 0) => Err(self.wrong_length()),
                 Ok(_) => {
                     self.ended = true;
-                    return Poll::Ready(self.trailers.take().map(|fields| Ok(http_body::Frame::trailers(fields))));
+                    return Poll::Ready(self.trailers.take().map(|fields| Ok(http_body::Frame::trailers(*fields))));
                 }
                 Err(error) => Err(error),
             };

@@ -83,7 +83,9 @@ async fn watch_answers(
         match next {
             Next::WaitForTraffic => {
                 pulse.sent().await;
-                sleep(patience(connection)).await;
+                if monitor.has_asked(connection) {
+                    sleep(patience(connection)).await;
+                }
             }
             Next::LookAgain => sleep(patience(connection)).await,
             Next::Beat => {
@@ -143,6 +145,11 @@ struct Monitor {
 }
 
 impl Monitor {
+    /// Whether something that has to be acknowledged was sent since the last look.
+    fn has_asked(&self, connection: &quinn::Connection) -> bool {
+        frames_to_acknowledge(&connection.stats().frame_tx) != self.before.asked
+    }
+
     fn look(&mut self, pulse: &Pulse, connection: &quinn::Connection) -> Next {
         let view = View {
             acknowledged: pulse.acknowledged(),

@@ -22,8 +22,8 @@ pub struct QuicSettings {
     /// Default 5 min: streams outlive an outage, and one that serves nobody meanwhile is noticed within seconds (see
     /// [`Connection::path_state`]).
     pub idle_timeout: Duration,
-    /// How long this end is silent before it sends a packet to keep the connection (and NAT bindings) alive.
-    /// Default 5 s.
+    /// How long nothing passes before this end sends a packet to keep the connection (and NAT bindings) alive, and to see
+    /// whether the peer is still there. Default 5 s.
     pub keep_alive: Duration,
     /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down.
     /// Default 16 MiB: 1 Gbit/s at 100 ms.

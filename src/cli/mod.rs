@@ -5,6 +5,7 @@ pub mod args;
 mod demo;
 mod kubeconfig;
 mod logging;
+mod policy;
 mod sample_api;
 mod status;
 mod stub;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use tokio_util::sync::CancellationToken;
 
-use args::{Cli, Command, StubAction, TokenCommand};
+use args::{Cli, Command, PolicyCommand, StubAction, TokenCommand};
 
 /// What a command ends with: its exit code, or an error for people.
 type CommandResult = anyhow::Result<ExitCode>;
@@ -57,6 +58,7 @@ fn dispatch(command: Command) -> CommandResult {
         Command::Token(TokenCommand::Create(args)) => token::create(&args),
         Command::Agent(args) => block_on(agent::run(*args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
+        Command::Policy(PolicyCommand::Check(args)) => block_on(policy::check(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::SampleApi(args) => block_on(sample_api::run(args)),

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::args::{StubInitArgs, StubRunArgs};
 use super::{CommandResult, shutdown_on_signal};
@@ -43,9 +46,22 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     }
     let shutdown = shutdown_on_signal()?;
     let stub = Stub::bind(config).await?;
+    reload_on_hangup(stub.reload())?;
     tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP for agents");
     stub.run(shutdown).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// SIGHUP, which would otherwise end the process, makes the stub read its files again.
+fn reload_on_hangup(reload: Arc<Notify>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: reading the policy file again");
+            reload.notify_one();
+        }
+    });
+    Ok(())
 }
 
 /// Whether `path` is a stub's settings file, loaded.
@@ -89,8 +105,31 @@ public_address = "{first}:{port}"
 [authorization]
 # allow-all: every authenticated user may make every request to every cluster; each cluster's own RBAC decides what
 #            that user may do there.
+# policy:    only what a rule of `policy_file` allows (YAML; deploy/policy.example.yaml explains it), and then the cluster's
+#            own RBAC. The file is read again when it changes and at SIGHUP; open requests that are not allowed any more
+#            end. `qtunnel policy check` says what a policy allows, and why.
 # deny-all:  nobody may do anything.
 mode = "allow-all"
+# policy_file = "policy.yaml"
+
+[audit]
+# Where to tell who did what, as audit.k8s.io/v1 events, a line of JSON for each: none, stdout, or file.
+sink = "none"
+# The file. It is rotated before it grows past max_length bytes; `keep` rotated ones (<path>.1, .2, ...) are kept.
+# path = "audit.log"
+# max_length = 104857600
+# keep = 10
+# What happens when the audit log cannot be written. It has no default:
+# block: no request passes without its place in the log; after 10 s it is refused with a 503.
+# drop:  requests pass, events are lost; the log says so and the metrics count them.
+# on_failure = "block"
+# Events that may wait to be written. With block each open request holds a place.
+# queue_length = 16384
+
+[admin]
+# Where to answer /metrics (Prometheus), /healthz, /readyz and /api/v1/status over plain HTTP. Nobody is authenticated
+# there: keep it on loopback or in a private network.
+# listen = "127.0.0.1:9443"
 
 [agents]
 # How long an agent's certificate is valid; agents renew theirs when two thirds are over.

@@ -8,6 +8,7 @@
 //! - [`Status`]: the errors kubectl prints well.
 //! - [`impersonation`]: acting in another's name, and who may.
 //! - [`user_token`]: bearer tokens, and [`kubeconfig`]: how to reach an API server.
+//! - [`without_secrets`]: a request target that may be logged.
 //! - [`headers`]: which headers end at the tunnel, and [`rewrite_location`] for redirects.
 
 mod digest;
@@ -16,6 +17,7 @@ pub mod impersonation;
 pub mod kubeconfig;
 mod location;
 mod percent;
+mod redact;
 mod request_info;
 mod request_path;
 mod status;
@@ -23,6 +25,7 @@ mod upgrade;
 pub mod user_token;
 
 pub use location::{ForeignLocation, rewrite_location};
+pub use redact::without_secrets;
 pub use request_info::{RequestInfo, UnknownRequest};
 pub use request_path::{AmbiguousPath, RequestPath};
 pub use status::Status;

@@ -72,6 +72,13 @@ impl Status {
         Self::unavailable(format!("cluster \"{cluster}\": the request did not reach the API server: {why}"))
     }
 
+    /// 503 with `Retry-After`: nothing passes without a place in the audit log, and that cannot be written at the moment.
+    pub fn not_audited() -> Self {
+        Self::unavailable(
+            "the access node cannot write its audit log at the moment; the request was not made".to_owned(),
+        )
+    }
+
     /// 504 without `Retry-After`: the request may have reached the API server. client-go would send even a POST again after a
     /// `Retry-After`, so there is none.
     pub fn lost_after_dispatch(cluster: &ClusterId, why: &str) -> Self {

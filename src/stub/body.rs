@@ -7,8 +7,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tokio::task::AbortHandle;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::access_log::AccessRecord;
+use super::open_requests::{OpenRequest, Revoked};
+use super::record::RequestRecord;
 use super::registry::OpenStream;
 use crate::carrier::{ReceiveError, ReceivedBody};
 
@@ -25,14 +27,74 @@ pub enum AnswerBody {
 /// streams, the record of the request. Dropping it, which hyper does when the client goes away, cancels the request.
 #[derive(Debug)]
 pub struct TunnelledBody {
-    /// The body.
-    pub body: ReceivedBody,
-    /// The task that sends the client's body, while there is one; held so that it ends with the answer.
-    pub _upload: Option<AbortOnDrop>,
-    /// The stream as it is counted.
-    pub stream: OpenStream,
-    /// What is logged at the end.
-    pub record: AccessRecord,
+    body: ReceivedBody,
+    _upload: Option<AbortOnDrop>,
+    stream: OpenStream,
+    open: OpenRequest,
+    revoked: Pin<Box<WaitForCancellationFutureOwned>>,
+    record: RequestRecord,
+}
+
+/// Why the body of an answer breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenAnswer {
+    /// What comes through the tunnel does.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    /// The user has lost the right to it.
+    #[error(transparent)]
+    Revoked(#[from] Revoked),
+}
+
+impl TunnelledBody {
+    /// The rest of an answer. `upload` is the task that sends the client's body, while there is one; `record` is written
+    /// at the end.
+    pub fn new(
+        body: ReceivedBody,
+        upload: Option<AbortOnDrop>,
+        stream: OpenStream,
+        open: OpenRequest,
+        record: RequestRecord,
+    ) -> Self {
+        let revoked = Box::pin(open.wait_until_revoked());
+        Self { body, _upload: upload, stream, open, revoked, record }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        // Also where a long answer always has another piece ready.
+        if let Some(revoked) = self.open.revoked() {
+            return self.revoked(revoked.clone());
+        }
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.stream.meter().count_sent(frame.data_ref().map_or(0, Bytes::len));
+                if self.body.is_end_stream() {
+                    self.record.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.record.broken_off(&error);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.record.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(self.revoked.as_mut().poll(context));
+                match self.open.revoked().cloned() {
+                    Some(revoked) => self.revoked(revoked),
+                    None => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    fn revoked(&mut self, revoked: Revoked) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        self.record.revoked();
+        Poll::Ready(Some(Err(revoked.into())))
+    }
 }
 
 /// Ends a task with its owner.
@@ -53,33 +115,15 @@ impl From<Bytes> for AnswerBody {
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = ReceiveError;
+    type Error = BrokenAnswer;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
         match &mut *self {
             Self::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
-            Self::Tunnelled(body) => Poll::Ready(match ready!(Pin::new(&mut body.body).poll_frame(context)) {
-                Some(Ok(frame)) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                    body.stream.add_to_client(length);
-                    body.record.add_bytes(length);
-                    if body.body.is_end_stream() {
-                        body.record.complete();
-                    }
-                    Some(Ok(frame))
-                }
-                Some(Err(error)) => {
-                    body.record.broken_off(&error);
-                    Some(Err(error))
-                }
-                None => {
-                    body.record.complete();
-                    None
-                }
-            }),
+            Self::Tunnelled(body) => body.poll(context),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
-use super::authorize::AuthorizationMode;
+use super::audit::{AuditConfig, SinkConfig};
 use crate::carrier::QuicSettings;
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
@@ -33,6 +33,12 @@ pub struct StubConfig {
     pub authentication: AuthenticationConfig,
     /// What users may do.
     pub authorization: AuthorizationConfig,
+    /// Where it is told who did what. Default: nowhere but in the access log.
+    #[serde(default)]
+    pub audit: AuditConfig,
+    /// Where programs may ask what goes on. Default: only the admin socket.
+    #[serde(default)]
+    pub admin: AdminConfig,
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,
@@ -51,12 +57,30 @@ pub struct AuthenticationConfig {
     pub token_file: Option<PathBuf>,
 }
 
-/// The `[authorization]` section. It has no default: leaving access open is a decision that somebody has to write down.
+/// The `[authorization]` section: its `mode`, and what belongs to that mode. It has no default: leaving access open is a
+/// decision that somebody has to write down.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthorizationConfig {
-    /// See [`AuthorizationMode`].
-    pub mode: AuthorizationMode,
+#[serde(tag = "mode", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AuthorizationConfig {
+    // Braces, because serde lets unknown keys pass beside a unit variant.
+    /// See [`super::authorize::AllowAll`].
+    AllowAll {},
+    /// See [`super::authorize::DenyAll`].
+    DenyAll {},
+    /// See [`super::authorize::PolicyFile`].
+    Policy {
+        /// The policy, YAML; relative to the settings file.
+        policy_file: PathBuf,
+    },
+}
+
+/// The `[admin]` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Where to answer `/metrics`, `/healthz`, `/readyz` and `/api/v1/status` over plain HTTP, to whoever asks. Default:
+    /// nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The `[agents]` section.
@@ -87,11 +111,16 @@ impl Default for AgentsConfig {
     }
 }
 
+/// Longer than an agent is silent on its own: a stub with thousands of idle agents answers, and asks only those that have
+/// fallen silent.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+
 impl AgentsConfig {
     /// The QUIC settings of connections from agents.
     pub fn quic(&self) -> QuicSettings {
         QuicSettings {
             idle_timeout: self.idle_timeout.unsigned_abs(),
+            keep_alive: KEEP_ALIVE,
             stream_window: self.stream_window,
             ..QuicSettings::default()
         }
@@ -199,6 +228,12 @@ impl StubConfig {
         config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
+        if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
+            *policy_file = directory.join(&policy_file);
+        }
+        if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
+            *path = directory.join(&path);
+        }
         config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
         Ok(config)
     }
@@ -231,4 +266,30 @@ impl StubConfig {
 
 fn default_name() -> String {
     "stub".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authorization(text: &str) -> Result<AuthorizationConfig, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_mode_of_authorization_has_the_keys_that_belong_to_it() {
+        assert_eq!(authorization("mode = 'allow-all'"), Ok(AuthorizationConfig::AllowAll {}));
+        let policy = AuthorizationConfig::Policy { policy_file: "p.yaml".into() };
+        assert_eq!(authorization("mode = 'policy'\npolicy_file = 'p.yaml'"), Ok(policy));
+        for wrong in [
+            "",
+            "mode = 'open'",
+            "mode = 'policy'",
+            "mode = 'allow-all'\npolicy_file = 'p.yaml'",
+            "mode = 'deny-all'\nx = 1",
+            "mode = 'policy'\npolicy_file = 'p.yaml'\nx = 1",
+        ] {
+            assert!(authorization(wrong).is_err(), "{wrong}");
+        }
+    }
 }

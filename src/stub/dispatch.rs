@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
 use super::body::AbortOnDrop;
+use super::meter::{Meter, MeteredBody};
 use super::registry::{AgentLink, OpenStream, Registry, Unavailable};
 use crate::carrier::{
     FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body,
 };
 use crate::kube::{RequestInfo, Status};
 use crate::wire::{
-    AuthMode, BearerToken, ClusterId, ErrorCode, Failure, FailureReason, Frame, FrameReader, RequestHead, ResponseHead,
-    StreamKind,
+    AgentName, AuthMode, BearerToken, ClusterId, ErrorCode, Failure, FailureReason, Frame, FrameReader, RequestHead,
+    ResponseHead, StreamKind,
 };
 
 /// A request that has been answered with a head; its body is still on the way.
@@ -31,6 +33,8 @@ pub struct Exchange {
     pub upload: Option<AbortOnDrop>,
     /// The stream as it is counted.
     pub stream: OpenStream,
+    /// Who passed the request on.
+    pub agent: AgentName,
 }
 
 /// A request that is ready to go.
@@ -46,6 +50,10 @@ pub struct Outgoing<'a, B> {
     pub cluster_token: Option<BearerToken>,
     /// Its body.
     pub body: B,
+    /// Counts its bytes.
+    pub meter: Meter,
+    /// Counts the agents that are tried after the first one.
+    pub retries: Counter,
 }
 
 /// How patient the dispatcher is.
@@ -81,7 +89,7 @@ pub async fn dispatch<B>(
     patience: Patience,
 ) -> Result<Exchange, Status>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
 {
     let bodiless = outgoing.body.is_end_stream();
@@ -97,12 +105,17 @@ where
                 return Err(Status::never_dispatched(outgoing.cluster, &why));
             }
         };
+        if !tried.is_empty() {
+            outgoing.retries.inc();
+        }
         outgoing.head.bearer_token = token_for(&link, outgoing.cluster, &outgoing.cluster_token)?;
         match opened(&link, &outgoing.head, outgoing.cluster, patience.dispatch).await {
             Ok((sender, frames)) => {
-                let stream = link.traffic().open_stream();
+                let stream = link.traffic().open_stream(outgoing.meter.clone());
                 let upload = body.take().filter(|_| !bodiless);
-                let exchange = Exchanging { sender, frames, stream, info: outgoing.info, head: &outgoing.head };
+                let upload = upload.map(|body| MeteredBody::new(body, stream.meter().clone()));
+                let agent = link.identity.agent.clone();
+                let exchange = Exchanging { sender, frames, stream, agent, info: outgoing.info, head: &outgoing.head };
                 let answered = exchange.answered(upload, outgoing.cluster, patience.response);
                 let answered = tokio::select! {
                     answered = answered => answered,
@@ -163,6 +176,7 @@ struct Exchanging<'a> {
     sender: FrameSender,
     frames: FrameReceiver,
     stream: OpenStream,
+    agent: AgentName,
     info: &'a RequestInfo,
     head: &'a RequestHead,
 }
@@ -173,7 +187,7 @@ impl Exchanging<'_> {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display + Send,
     {
-        let Self { mut sender, mut frames, stream, info, head } = self;
+        let Self { mut sender, mut frames, stream, agent, info, head } = self;
         let lost = |why: &str| Attempt::Final(Status::lost_after_dispatch(cluster, why));
         let mut upload = None;
         let mut upgrading = None;
@@ -193,7 +207,7 @@ impl Exchanging<'_> {
         };
         match frame {
             Ok(Some(Frame::ResponseHead(head))) => {
-                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream })
+                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent })
             }
             Ok(Some(Frame::Failure(reported))) => Err(failed(reported, head, info, cluster)),
             Err(ReceiveError::Stream(StreamReadError::Reset(ErrorCode::NotDispatched))) => {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -154,16 +154,19 @@ impl ClientConnection {
 }
 
 /// The socket of a client whose connection has been upgraded, with what had been read of it already.
+///
+/// Dropped before it was shut down it is disconnected, so that the client can never take a part for the whole.
 pub struct ClientSocket {
     socket: Socket,
     read_ahead: Bytes,
+    is_shut_down: bool,
 }
 
 impl ClientSocket {
     /// Takes the socket back from hyper; `None` for a connection that is not one of this front.
     pub fn new(upgraded: Upgraded) -> Option<Self> {
         let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
-        Some(Self { socket: parts.io.into_inner(), read_ahead: parts.read_buf })
+        Some(Self { socket: parts.io.into_inner(), read_ahead: parts.read_buf, is_shut_down: false })
     }
 }
 
@@ -172,6 +175,14 @@ impl Disconnect for ClientSocket {
     fn disconnect(&mut self) {
         // Without it the client sees a TCP FIN without close_notify, which TLS clients report too, if less clearly.
         let _ = socket2::SockRef::from(self.socket.get_ref().0).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Drop for ClientSocket {
+    fn drop(&mut self) {
+        if !self.is_shut_down {
+            self.disconnect();
+        }
     }
 }
 
@@ -201,6 +212,8 @@ impl AsyncWrite for ClientSocket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        let result = ready!(Pin::new(&mut self.socket).poll_shutdown(context));
+        self.is_shut_down = result.is_ok();
+        Poll::Ready(result)
     }
 }

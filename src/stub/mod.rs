@@ -1,17 +1,21 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
-//! [`request::serve`] is the life of one request from top to bottom. Clients come in at [`front`], agents at [`tunnel`];
-//! the [`registry`] is where the two meet.
+//! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
+//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
 
-mod access_log;
 pub mod admin;
+pub mod audit;
 mod authenticate;
-mod authorize;
+pub mod authorize;
 mod body;
 pub mod config;
 mod dispatch;
 mod enrollment;
 mod front;
+mod meter;
+mod metrics;
+mod open_requests;
+mod record;
 mod registry;
 mod request;
 mod route;
@@ -21,16 +25,18 @@ mod tunnel;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use authorize::AuthorizationMode;
-pub use config::{ConfigError, StubConfig};
+pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
@@ -38,8 +44,13 @@ use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
 use crate::pki::{TlsError, front_server_config, tunnel_server_config};
+use admin::Admin;
+use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
+use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
+use metrics::Metrics;
+use open_requests::OpenRequests;
 use registry::Registry;
 use shared::Shared;
 
@@ -51,6 +62,9 @@ pub struct Stub {
     tunnel: QuicListener,
     admin: UnixListener,
     tls: Arc<rustls::ServerConfig>,
+    audit_writer: Option<AuditWriter>,
+    admin_listener: Option<TcpListener>,
+    reload: Arc<Notify>,
 }
 
 /// Why a stub cannot start.
@@ -70,6 +84,17 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The policy file.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The audit log.
+    #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
+    AuditLog {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A port is not to be had.
     #[error(
         "cannot listen on {protocol} {address}: {source}; choose another address with `listen` in the settings file"
@@ -77,6 +102,14 @@ pub enum StartError {
     Listen {
         /// TCP or UDP.
         protocol: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The admin address.
+    #[error("cannot listen on the admin address {address}: {source}; `listen` under [admin] names it")]
+    AdminAddress {
         /// The address.
         address: SocketAddr,
         /// What the system said.
@@ -95,12 +128,17 @@ pub enum StartError {
 /// How often the stub looks whether its own certificate is due for renewal.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60 * 60);
 
+/// At a stop, how long it may take to write the last audit events.
+const AUDIT_FLUSH: Duration = Duration::from_secs(5);
+
 impl Stub {
     /// Loads the keys, renews the server certificate where that is due, and binds every address. Call it within a tokio
     /// runtime.
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
         let keys = Arc::new(StubKeys::load(&config.state_dir, SystemTime::now())?);
         keys.renew_server_certificate_if_due(SystemTime::now())?;
+        let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
+        let (audit, audit_writer) = audit_log(&config.audit).await?;
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
         let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
@@ -110,8 +148,17 @@ impl Stub {
         let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
+        let admin_listener = match config.admin.listen {
+            Some(address) => Some(admin_listener(address).await?),
+            None => None,
+        };
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(tokens),
+            authorizer,
+            policy_file,
+            audit,
+            metrics: Arc::new(Metrics::new()),
+            open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
             patience: Patience {
@@ -123,7 +170,7 @@ impl Stub {
             keys,
             config,
         });
-        Ok(Self { shared, front, tunnel, admin, tls })
+        Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
     }
 
     /// The address that is listened on, TCP and UDP.
@@ -131,19 +178,99 @@ impl Stub {
         self.front.local_addr()
     }
 
+    /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
+    /// file.
+    pub fn reload(&self) -> Arc<Notify> {
+        self.reload.clone()
+    }
+
     /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls } = self;
+        let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
         let socket = shared.config.admin_socket();
         let acceptor = TlsAcceptor::from(tls);
+        // What goes on until the last request has ended.
+        let stopped = CancellationToken::new();
+        let admin = Admin::new(shared.clone(), shutdown.clone()).run(admin, admin_listener, stopped.clone());
+        let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
+        let traffic = async {
+            tokio::join!(
+                front::run(shared.clone(), front, acceptor, shutdown.clone()),
+                tunnel::run(shared.clone(), tunnel, shutdown.clone()),
+            );
+            stopped.cancel();
+        };
         tokio::join!(
-            front::run(shared.clone(), front, acceptor, shutdown.clone()),
-            tunnel::run(shared.clone(), tunnel, shutdown.clone()),
-            admin::run(shared.clone(), admin, shutdown.clone()),
-            shutdown.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
+            traffic,
+            admin,
+            stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
+            stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
+            stopped.run_until_cancelled(revocations),
+            write_audit_log(audit_writer, &stopped),
         );
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
+    }
+}
+
+/// An authorizer, and the file that it has to follow.
+struct Authorization {
+    authorizer: Arc<dyn Authorizer>,
+    policy_file: Option<Arc<PolicyFile>>,
+}
+
+impl Authorization {
+    fn new(config: &AuthorizationConfig) -> Result<Self, PolicyError> {
+        Ok(match config {
+            AuthorizationConfig::AllowAll {} => Self { authorizer: Arc::new(AllowAll), policy_file: None },
+            AuthorizationConfig::DenyAll {} => Self { authorizer: Arc::new(DenyAll), policy_file: None },
+            AuthorizationConfig::Policy { policy_file } => {
+                let file = Arc::new(PolicyFile::load(policy_file)?);
+                Self { authorizer: file.clone(), policy_file: Some(file) }
+            }
+        })
+    }
+}
+
+async fn follow(policy_file: Option<&PolicyFile>, now: &Notify) {
+    match policy_file {
+        Some(file) => file.follow(now).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The audit log of the settings, and what writes it.
+async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter>), StartError> {
+    let AuditConfig::Events { sink, on_failure, queue_length } = config else { return Ok((AuditLog::default(), None)) };
+    let sink: Box<dyn AuditSink> = match sink {
+        SinkConfig::Stdout => Box::new(StdoutSink::default()),
+        SinkConfig::File { path, max_length, keep } => {
+            let sink = FileSink::open(path, *max_length, *keep).await;
+            Box::new(sink.map_err(|source| StartError::AuditLog { path: path.clone(), source })?)
+        }
+    };
+    let (log, writer) = AuditLog::new(sink, *on_failure, *queue_length);
+    Ok((log, Some(writer)))
+}
+
+async fn admin_listener(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listener = admin::listen(address).await.map_err(|source| StartError::AdminAddress { address, source })?;
+    // Where port 0 was asked for, people have to learn which one it is.
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "admin address listens");
+    }
+    Ok(listener)
+}
+
+async fn write_audit_log(writer: Option<AuditWriter>, stopped: &CancellationToken) {
+    let Some(writer) = writer else { return };
+    let mut writing = pin!(writer.run(stopped.clone()));
+    tokio::select! {
+        () = &mut writing => return,
+        () = stopped.cancelled() => {}
+    }
+    if timeout(AUDIT_FLUSH, writing).await.is_err() {
+        tracing::error!("some audit events could not be written before the stop and are lost");
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout_at;
 
+use super::meter::{Meter, StreamMeter};
 use crate::carrier::{Connection, PathState};
 use crate::pki::AgentIdentity;
 use crate::wire::{ClusterId, ErrorCode, Hello, Report};
@@ -236,16 +237,19 @@ impl AgentLink {
     }
 }
 
-/// Counts one open stream for as long as it lives.
+/// Counts one open stream for as long as it lives, and the bytes on it.
 #[derive(Debug)]
-pub struct OpenStream(Arc<Traffic>);
+pub struct OpenStream {
+    agent: Arc<Traffic>,
+    meter: StreamMeter,
+}
 
 impl Traffic {
     /// Counts a request and its open stream.
-    pub fn open_stream(self: &Arc<Self>) -> OpenStream {
+    pub fn open_stream(self: &Arc<Self>, request: Meter) -> OpenStream {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.open_streams.fetch_add(1, Ordering::Relaxed);
-        OpenStream(self.clone())
+        OpenStream { agent: self.clone(), meter: StreamMeter::new(request, self.clone()) }
     }
 
     /// Streams open now.
@@ -262,22 +266,27 @@ impl Traffic {
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_to_clients.load(Ordering::Relaxed), self.bytes_from_clients.load(Ordering::Relaxed))
     }
+
+    /// Counts bytes that go to a client.
+    pub fn count_to_client(&self, bytes: u64) {
+        self.bytes_to_clients.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that come from a client.
+    pub fn count_from_client(&self, bytes: u64) {
+        self.bytes_from_clients.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl OpenStream {
-    /// Counts bytes that went to the client.
-    pub fn add_to_client(&self, bytes: u64) {
-        self.0.bytes_to_clients.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Counts bytes that came from the client.
-    pub fn add_from_client(&self, bytes: u64) {
-        self.0.bytes_from_clients.fetch_add(bytes, Ordering::Relaxed);
+    /// What counts the bytes.
+    pub fn meter(&self) -> &StreamMeter {
+        &self.meter
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.open_streams.fetch_sub(1, Ordering::Relaxed);
+        self.agent.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,15 +10,19 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
-use super::access_log::AccessRecord;
-use super::body::{AnswerBody, TunnelledBody};
+use super::authorize::{Authorizer, Decision, OwnedAttributes};
+use super::body::{AbortOnDrop, AnswerBody, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, dispatch};
 use super::front::{ClientConnection, ClientSocket};
+use super::meter::MeteredSocket;
+use super::open_requests::OpenRequest;
+use super::record::{GivenAnswer, RequestRecord};
+use super::registry::OpenStream;
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
 use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
-use crate::wire::{ErrorCode, Identity, RequestHead, UpgradeProtocol};
+use crate::wire::{AgentName, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
 /// (`apiserver/pkg/endpoints/filters/audit_init.go`).
@@ -34,28 +38,27 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let version = request.version();
-    let audit_id = new_audit_id();
-    let mut record = AccessRecord::new(&audit_id, request.method(), request.uri().path());
-    let answer = answer(&shared, &connection, request, &audit_id, &mut record).await;
+    let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.metrics);
+    let audit_id = HeaderValue::try_from(&record.facts().audit_id);
+    let answer = answer(&shared, &connection, request, &mut record).await;
     let mut response = match answer {
-        Ok(Answer::Tunnelled(head, body)) => {
-            record.set_status(head.status());
-            let (parts, ()) = head.into_parts();
-            let body = TunnelledBody { body: body.body, _upload: body.upload, stream: body.stream, record };
-            Response::from_parts(parts, AnswerBody::Tunnelled(Box::new(body)))
+        Ok(Answer::Tunnelled(head, rest)) => {
+            record.answered(GivenAnswer::Passed(head.status()), Some(rest.agent));
+            let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
+            head.map(|()| AnswerBody::Tunnelled(Box::new(body)))
         }
         Ok(Answer::Upgraded(head, upgraded)) => {
-            record.set_status(head.status());
+            record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
             shared.tasks.spawn(upgraded.run(record));
             head.map(|()| AnswerBody::from(bytes::Bytes::new()))
         }
         Err(status) => {
-            record.set_status(status.code());
+            record.answered(GivenAnswer::Own(status.clone()), None);
             record.complete();
             own_answer(status, version)
         }
     };
-    if let Ok(id) = HeaderValue::try_from(audit_id) {
+    if let Ok(id) = audit_id {
         response.headers_mut().entry(AUDIT_ID).or_insert(id);
     }
     Ok(response)
@@ -69,17 +72,19 @@ enum Answer {
 
 struct AnswerRest {
     body: ReceivedBody,
-    upload: Option<super::body::AbortOnDrop>,
-    stream: super::registry::OpenStream,
+    upload: Option<AbortOnDrop>,
+    stream: OpenStream,
+    open: OpenRequest,
+    agent: AgentName,
 }
 
 async fn answer(
     shared: &Shared,
     connection: &ClientConnection,
     mut request: Request<Incoming>,
-    audit_id: &str,
-    record: &mut AccessRecord,
+    record: &mut RequestRecord,
 ) -> Result<Answer, Status> {
+    record.audit(shared.audit.begin().await?);
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
@@ -87,32 +92,69 @@ async fn answer(
     record.set_user(&user.identity);
 
     let route = Route::of(&parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
-    record.set_cluster(&route.cluster);
+    record.set_target(&route.cluster, route.target.as_str());
     if !shared.clusters.contains(&route.cluster).await {
         return Err(Status::unknown_cluster(&route.cluster));
     }
 
     let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
-    shared
-        .config
-        .authorization
-        .mode
-        .authorize(&user.identity, &route.cluster, &info)
-        .map_err(|why| Status::forbidden(&user.identity, &info, &why))?;
-
-    let mut head = request_head(parts, &route, user.identity, connection, audit_id)?;
-    if body.is_end_stream() {
-        say_that_the_body_is_empty(&mut head);
-    }
-    record.set_requested_user(head.requested.as_ref());
-    if head.upgrade.is_some() && !body.is_end_stream() {
-        return Err(Status::bad_request("an upgrade request must not have a body"));
+    let mut head = request_head(parts, &route, user.identity, connection, record.facts().audit_id.clone())?;
+    match body.is_end_stream() {
+        true => say_that_the_body_is_empty(&mut head),
+        false => check_that_a_body_is_expected(&head)?,
     }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
-    let outgoing = Outgoing { cluster: &route.cluster, info: &info, head, cluster_token: user.cluster_token, body };
-    let exchange = dispatch(&shared.registry, outgoing, shared.patience).await?;
-    passed_on(exchange, &route, &method, upgrade, on_upgrade).await
+    let open = shared.open_requests.open(attributes(&head, &route.cluster, info));
+    record.understood(open.attributes()).await?;
+    authorize(&*shared.authorizer, open.attributes(), record).await?;
+
+    let outgoing = Outgoing {
+        cluster: &route.cluster,
+        info: &open.attributes().request,
+        head,
+        cluster_token: user.cluster_token,
+        body,
+        meter: record.facts().meter.clone(),
+        retries: shared.metrics.retries(&route.cluster),
+    };
+    let exchange = tokio::select! {
+        exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
+        () = open.wait_until_revoked() => {
+            record.revoked();
+            // It may be with the API server already.
+            return Err(forbidden(open.attributes(), "the right to it was taken away; it may still complete"));
+        }
+    };
+    passed_on(exchange, open, &route, &method, upgrade, on_upgrade).await
+}
+
+/// What is decided about: who asks, in whose name, and for what.
+fn attributes(head: &RequestHead, cluster: &ClusterId, request: RequestInfo) -> OwnedAttributes {
+    OwnedAttributes {
+        user: head.identity.clone(),
+        requested: head.requested.clone(),
+        cluster: cluster.clone(),
+        request,
+    }
+}
+
+async fn authorize(
+    authorizer: &dyn Authorizer,
+    attributes: &OwnedAttributes,
+    record: &mut RequestRecord,
+) -> Result<(), Status> {
+    let decision =
+        authorizer.authorize(attributes.borrowed()).await.map_err(|error| Status::internal(error.to_string()))?;
+    record.decided(decision.clone());
+    match decision {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(why) => Err(forbidden(attributes, &why)),
+    }
+}
+
+fn forbidden(attributes: &OwnedAttributes, why: &str) -> Status {
+    Status::forbidden(&attributes.user, &attributes.request, why)
 }
 
 /// The head that travels: without what belongs to the client's connection, and with an identity only in its own fields.
@@ -121,7 +163,7 @@ fn request_head(
     route: &Route,
     identity: Identity,
     connection: &ClientConnection,
-    audit_id: &str,
+    audit_id: String,
 ) -> Result<RequestHead, Status> {
     let bad_request = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
     let upgrade = requested_upgrade(&parts.headers, parts.version).map_err(|error| bad_request(&error))?;
@@ -134,7 +176,7 @@ fn request_head(
         parts.headers.remove(name);
     }
     Ok(RequestHead {
-        audit_id: audit_id.to_owned(),
+        audit_id,
         method: parts.method,
         target: route.target.clone(),
         headers: parts.headers,
@@ -154,15 +196,29 @@ fn say_that_the_body_is_empty(head: &mut RequestHead) {
     }
 }
 
+/// A GET that has a body all the same has to say how long it is: an agent would otherwise have to take every GET for one
+/// with a body. Kubernetes knows no such request.
+fn check_that_a_body_is_expected(head: &RequestHead) -> Result<(), Status> {
+    let usual = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method);
+    if head.upgrade.is_some() {
+        Err(Status::bad_request("an upgrade request must not have a body"))
+    } else if usual || head.headers.contains_key(CONTENT_LENGTH) {
+        Ok(())
+    } else {
+        Err(Status::bad_request(format!("a {} with a body has to have a Content-Length", head.method)))
+    }
+}
+
 /// The agent's answer as the client gets it.
 async fn passed_on(
     exchange: Exchange,
+    open: OpenRequest,
     route: &Route,
     method: &Method,
     upgrade: Option<UpgradeProtocol>,
     on_upgrade: OnUpgrade,
 ) -> Result<Answer, Status> {
-    let Exchange { head, frames, sender, upload, stream } = exchange;
+    let Exchange { head, frames, sender, upload, stream, agent } = exchange;
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
@@ -172,7 +228,7 @@ async fn passed_on(
         };
         sender.make_raw();
         write_upgrade(response.headers_mut(), upgrade);
-        return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream }));
+        return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream, open, agent }));
     }
     if let Some(mut sender) = sender {
         // A refused upgrade: no byte of the client ever follows. The answer may be read to its end all the same.
@@ -182,7 +238,7 @@ async fn passed_on(
     prefix_location(response.headers_mut(), &route.prefix);
     let length = headers::content_length(response.headers()).map_err(|error| Status::bad_gateway(error.to_string()))?;
     let length = length.filter(|_| has_body(method, head.status));
-    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream };
+    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream, open, agent };
     Ok(Answer::Tunnelled(response, rest))
 }
 
@@ -221,31 +277,27 @@ struct UpgradedExchange {
     on_upgrade: OnUpgrade,
     sender: crate::carrier::FrameSender,
     frames: crate::carrier::FrameReceiver,
-    stream: super::registry::OpenStream,
+    stream: OpenStream,
+    open: OpenRequest,
+    agent: AgentName,
 }
 
 impl UpgradedExchange {
-    async fn run(self, mut record: AccessRecord) {
+    async fn run(self, mut record: RequestRecord) {
         let socket = match self.on_upgrade.await.map(ClientSocket::new) {
             Ok(Some(socket)) => socket,
             Ok(None) => return record.broken_off(&"the connection is not one of the front's"),
             // The client went away before it had the 101; dropping the streams tells the agent.
             Err(_gone) => return,
         };
-        let end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)).await;
-        self.stream.add_to_client(end.received);
-        self.stream.add_from_client(end.sent);
-        record.add_bytes(end.received);
+        let socket = MeteredSocket::new(socket, self.stream.meter().clone());
+        let end = tokio::select! {
+            end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)) => end,
+            // Dropping the relay disconnects the client and resets the stream.
+            () = self.open.wait_until_revoked() => return record.revoked(),
+        };
         if end.clean {
             record.complete();
         }
     }
-}
-
-fn new_audit_id() -> String {
-    // The form of a UUID of version 4 (RFC 9562, section 5.4), like the API server's own.
-    let random = rand::random::<u128>();
-    let id = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
-    let hex = format!("{id:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

@@ -6,9 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::task::TaskTracker;
 
+use super::audit::AuditLog;
 use super::authenticate::Authenticator;
+use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::metrics::Metrics;
+use super::open_requests::OpenRequests;
 use super::registry::Registry;
 use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
@@ -20,6 +24,16 @@ pub struct Shared {
     pub config: StubConfig,
     /// Who users are.
     pub authenticator: Authenticator,
+    /// What users may do.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// The file that the authorizer follows, if there is one.
+    pub policy_file: Option<Arc<PolicyFile>>,
+    /// Where it is told who did what.
+    pub audit: AuditLog,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The requests that are open now.
+    pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
     /// The stub's keys.

@@ -132,8 +132,9 @@ async fn an_answer_that_breaks_off_at_once_is_never_taken_for_a_whole_one() {
     let scene = Scene::start(handler).await;
     for (path, _, _) in BROKEN_BODIES {
         // The break may overtake the beginning of the answer; then it is as if there had been none.
-        let answer = scene.user.ask_over(Version::Http2, "GET", path).await;
-        assert!(!answer.complete || answer.head.status() == 504, "{path}: {answer:?}");
+        if let Ok(answer) = scene.user.try_to_ask(Version::Http2, "GET", path).await {
+            assert!(!answer.complete || answer.head.status() == 504, "{path}: {answer:?}");
+        }
         let mut client = scene.user.connect().await;
         client.write(&scene.user.request("GET", path, &[("Connection", "close")])).await.expect("a request is sent");
         let (bytes, _end) = within("the end of the connection", client.rest()).await;

@@ -100,7 +100,8 @@ impl NameRules {
 }
 
 impl Pattern {
-    fn matches(&self, name: &str) -> bool {
+    /// Whether this is the name, or one of the names.
+    pub fn matches(&self, name: &str) -> bool {
         if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
     }
 }

@@ -1,0 +1,64 @@
+//! Asking a running stub on this machine what it is doing.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::{STATUS_PATH, StubStatus};
+
+/// How long the stub may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest status that is read, in bytes.
+const MAX_STATUS: usize = 64 << 20;
+
+/// Asks the stub behind the socket at `path`.
+pub async fn status(path: &Path) -> Result<StubStatus, StatusError> {
+    let body = timeout(PATIENCE, get(path, STATUS_PATH)).await.map_err(|_elapsed| StatusError::TimedOut)??;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Why the status of a stub could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// Nobody answers on the socket.
+    #[error("no stub answers at {path}: {source}; is `qtunnel stub --config` running with the same settings file?")]
+    NotRunning {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The stub does not answer in time.
+    #[error("the stub does not answer within {} s", PATIENCE.as_secs())]
+    TimedOut,
+    /// The exchange failed.
+    #[error("the stub's answer broke off: {0}")]
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+    /// The answer is not a status.
+    #[error("the stub's answer is not a status: {0}")]
+    Unreadable(#[from] serde_json::Error),
+}
+
+async fn get(socket: &Path, path: &str) -> Result<Bytes, StatusError> {
+    let broken = |error: hyper::Error| StatusError::Broken(Box::new(error));
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|source| StatusError::NotRunning { path: socket.to_owned(), source })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let connection = tokio::spawn(connection);
+    let mut request = Request::new(Full::<Bytes>::default());
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("admin"));
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let body = Limited::new(response.into_body(), MAX_STATUS).collect().await.map_err(StatusError::Broken)?;
+    connection.abort();
+    Ok(body.to_bytes())
+}

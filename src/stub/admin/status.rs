@@ -1,0 +1,124 @@
+//! What a stub is doing.
+
+use std::time::{Instant, SystemTime};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::stub::registry::{AgentLink, Fitness};
+use crate::stub::shared::Shared;
+use crate::wire::AuthMode;
+
+/// What a stub is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StubStatus {
+    /// The stub's name.
+    pub stub: String,
+    /// The version of its software.
+    pub version: String,
+    /// Every known cluster, sorted by id.
+    pub clusters: Vec<ClusterStatus>,
+}
+
+/// One cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Its id.
+    pub id: String,
+    /// Its connected agents, sorted by name.
+    pub agents: Vec<AgentStatus>,
+}
+
+/// One connected agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it connects from.
+    pub address: String,
+    /// Its software.
+    pub software: String,
+    /// `impersonate` or `passthrough`.
+    pub auth_mode: String,
+    /// `healthy`, `upstream down`, `late` (with its reports), `suspect` (it does not answer) or `draining`.
+    pub state: String,
+    /// For how long it has not answered, in milliseconds, if it is suspect.
+    pub suspect_for_ms: Option<f64>,
+    /// What is wrong with its API server.
+    pub upstream_error: String,
+    /// Round trip from the agent to its API server, in milliseconds.
+    pub upstream_latency_ms: f64,
+    /// Since when it is connected.
+    pub connected_since: Timestamp,
+    /// Round trip between stub and agent, in milliseconds.
+    pub rtt_ms: f64,
+    /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1.
+    pub loss: f64,
+    /// Requests open now.
+    pub open_streams: usize,
+    /// Requests since it connected.
+    pub requests: u64,
+    /// Bytes of answers since it connected.
+    pub bytes_to_clients: u64,
+    /// Bytes on upgraded connections from clients since it connected.
+    pub bytes_from_clients: u64,
+}
+
+/// What the stub is doing now.
+pub(super) fn status_of(shared: &Shared) -> StubStatus {
+    let mut links = shared.registry.all();
+    links.sort_by(|a, b| a.identity.agent.cmp(&b.identity.agent));
+    let mut clusters = shared.clusters.all().unwrap_or_default();
+    clusters.extend(links.iter().map(|link| link.identity.cluster.clone()));
+    clusters.sort();
+    clusters.dedup();
+    let clusters = clusters.into_iter().map(|id| ClusterStatus {
+        agents: links.iter().filter(|link| link.identity.cluster == id).map(|link| agent_status(link)).collect(),
+        id: id.to_string(),
+    });
+    StubStatus {
+        stub: shared.config.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        clusters: clusters.collect(),
+    }
+}
+
+fn agent_status(link: &AgentLink) -> AgentStatus {
+    let path = link.connection.path();
+    let report = link.latest_report();
+    let (bytes_to_clients, bytes_from_clients) = link.traffic().bytes();
+    let state = match link.fitness(Instant::now()) {
+        Some(Fitness::Healthy) => "healthy",
+        Some(Fitness::UpstreamDown) => "upstream down",
+        Some(Fitness::Late) => "late",
+        Some(Fitness::Suspect) => "suspect",
+        None => "draining",
+    };
+    AgentStatus {
+        name: link.identity.agent.to_string(),
+        address: link.connection.remote_address().to_string(),
+        software: link.hello.software.clone(),
+        auth_mode: match link.hello.auth_mode {
+            AuthMode::Impersonate => "impersonate".to_owned(),
+            AuthMode::PassThrough => "passthrough".to_owned(),
+        },
+        state: state.to_owned(),
+        suspect_for_ms: link.suspect_since().map(|since| since.elapsed().as_secs_f64() * 1000.0),
+        upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
+        upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
+        connected_since: timestamp(link.connected_at),
+        rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
+        loss: path.lost_packets as f64 / (path.sent_packets.max(1)) as f64,
+        open_streams: link.traffic().open_streams(),
+        requests: link.traffic().requests(),
+        bytes_to_clients,
+        bytes_from_clients,
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
+}
