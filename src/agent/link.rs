@@ -1,18 +1,26 @@
 //! An agent's tie to its stub: one connection, or two while it moves from TCP to QUIC.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{CarrierChoice, DialTls, Dialer};
 use super::session::{Session, SessionEnd};
 use super::upstream::Health;
-use super::{Agent, AgentError, is_expired};
+use super::{Agent, AgentError, is_expired, network};
 use crate::carrier::Connection;
 use crate::pki::{AgentCredentials, tcp_tunnel_client_config, tunnel_client_config};
 use crate::wire::{Carrier, Hello, Welcome};
+
+/// How long a stub does not answer before the agent tries whether it answers on another connection, and between tries.
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+
+/// How long an old connection has to answer once a new one does: several heartbeats.
+const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 
 /// Connects an agent to its stub, again and again.
 #[derive(Debug)]
@@ -59,14 +67,14 @@ impl<'a> Link<'a> {
             None => return Ok(SessionEnd::Stopped),
             // What is wrong now, a name that is unknown for instance, may be right later.
             Some(Err(error)) => return Ok(error.into()),
-            Some(Ok(connection)) => self.start(connection),
+            Some(Ok(connection)) => self.start(connection, dialer),
         };
         while current.carrier == Carrier::Tcp && self.agent.config.carrier.choice == CarrierChoice::Auto {
-            let better = tokio::select! {
+            let (better, dialer) = tokio::select! {
                 end = &mut current.task => return Ok(ended(end)),
                 better = self.next_over_quic() => better?,
             };
-            let mut next = self.start(better);
+            let mut next = self.start(better, dialer);
             if (&mut next.welcomed).await.is_err() {
                 tracing::debug!(
                     "QUIC got through, but the stub did not take the connection: {}",
@@ -89,12 +97,13 @@ impl<'a> Link<'a> {
     }
 
     /// Tries QUIC now and then until it gets through.
-    async fn next_over_quic(&mut self) -> Result<Connection, AgentError> {
+    async fn next_over_quic(&mut self) -> Result<(Connection, Dialer), AgentError> {
         loop {
             tokio::time::sleep(self.agent.config.carrier.probe_interval.mul_f64(0.75 + rand::random::<f64>() / 2.0))
                 .await;
-            match self.dialer()?.dial_quic().await {
-                Ok(connection) => return Ok(connection),
+            let dialer = self.dialer()?;
+            match dialer.dial_quic().await {
+                Ok(connection) => return Ok((connection, dialer)),
                 Err(error) => tracing::debug!("QUIC does still not get through: {error}"),
             }
         }
@@ -113,7 +122,7 @@ impl<'a> Link<'a> {
         Ok(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?)
     }
 
-    fn start(&self, connection: Connection) -> Running {
+    fn start(&self, connection: Connection, dialer: Dialer) -> Running {
         let identity = self.credentials.identity().clone();
         let hello = Hello {
             cluster: identity.cluster.clone(),
@@ -147,8 +156,33 @@ impl<'a> Link<'a> {
             // Nobody waits for it on the first connection.
             let _ = tell.send(());
         };
-        let task = tokio::spawn(session.run(connection, on_welcome));
+        let task = tokio::spawn(async move {
+            let session = session.run(connection.clone(), on_welcome);
+            match carrier {
+                Carrier::Tcp => session.await,
+                Carrier::Quic => tokio::select! {
+                    end = session => end,
+                    never = network::follow(&connection) => match never {},
+                    end = abandoned(&connection, &dialer) => end,
+                },
+            }
+        });
         Running { task, carrier, replaced, welcomed }
+    }
+}
+
+/// Waits until the stub does not answer on `connection`, and does answer on a new one: then it knows nothing of
+/// `connection` any more, and no patience brings it back.
+async fn abandoned(connection: &Connection, dialer: &Dialer) -> SessionEnd {
+    let mut silence = ABANDONED_AFTER;
+    loop {
+        connection.silent_for(silence).await;
+        let attempt = dialer.dial_quic().await;
+        // The network may have come back only now, for both connections.
+        if attempt.is_ok() && timeout(ANSWER_AGAIN, connection.answers()).await.is_err() {
+            return SessionEnd::Abandoned;
+        }
+        silence += ABANDONED_AFTER;
     }
 }
 

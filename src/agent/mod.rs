@@ -8,6 +8,8 @@ mod backoff;
 mod dial;
 mod join;
 mod link;
+mod network;
+mod network_changes;
 mod proxy;
 mod request;
 mod session;

@@ -60,6 +60,9 @@ pub enum SessionEnd {
     /// The stub did not say welcome in time.
     #[error("the stub did not answer within {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
+    /// The stub answers, but not on this connection.
+    #[error("the stub has lost the connection")]
+    Abandoned,
     /// A refusal in the stub's words.
     #[error("the stub refused this agent: {0}")]
     Refused(String),
@@ -176,13 +179,14 @@ impl Session {
     ) -> Result<Leaving, SessionEnd> {
         let mut report_at = Instant::now();
         let mut renewal = Renewal::of(&self.credentials);
+        let mut reported = None;
         let mut renewal_at = Instant::now();
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(Leaving::Stopping),
                 () = self.replaced.cancelled() => return Ok(Leaving::Replaced),
                 () = tokio::time::sleep_until(report_at) => {}
-                Ok(()) = self.health.changed() => {}
+                () = changed(&mut self.health, &reported) => {}
                 () = tokio::time::sleep_until(renewal_at) => {
                     renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                     if let Some(renew) = renewal.request_if_due(SystemTime::now()) {
@@ -206,6 +210,7 @@ impl Session {
             }
             report_at = Instant::now() + report_interval;
             let report = report(&self.health.borrow_and_update(), streams.open());
+            reported = Some(report.upstream_error.clone());
             sender.send(&Frame::Report(report)).await?;
         }
     }
@@ -238,6 +243,14 @@ impl Session {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until the API server is worse or better than the last report said. Its latency alone is no news.
+async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<String>) {
+    let news = |health: &Health| Some(health.error.as_deref().unwrap_or_default()) != reported.as_deref();
+    if health.wait_for(news).await.is_err() {
+        std::future::pending().await
     }
 }
 

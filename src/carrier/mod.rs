@@ -6,8 +6,10 @@
 //! ends.
 
 mod body;
+mod congestion;
 mod framed;
 mod gather;
+mod heartbeat;
 mod quic;
 mod relay;
 mod stream;
@@ -17,6 +19,7 @@ mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
+pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};

@@ -1,14 +1,22 @@
 //! Connections and streams as the rest of the program sees them.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::congestion::Pulse;
 use super::gather::{GatheringStream, MAX_PIECE};
+use super::heartbeat::{self, PathState};
+use super::quic::QuicEndpoint;
 use super::tcp::{self, TcpConnection, TcpRecvStream, TcpSendStream};
 use crate::wire::{Carrier, ErrorCode};
 
@@ -21,7 +29,11 @@ enum AnyConnection {
     Quic {
         connection: quinn::Connection,
         /// Held so that the socket lives as long as the connection that was dialled on it.
-        endpoint: quinn::Endpoint,
+        endpoint: QuicEndpoint,
+        pulse: Arc<Pulse>,
+        path_state: watch::Receiver<PathState>,
+        /// The heartbeat must not outlive the handles: it holds one of quinn's, which would keep the connection open.
+        _heartbeat: Arc<AbortOnDropHandle<()>>,
     },
     Tcp(TcpConnection),
 }
@@ -88,8 +100,12 @@ pub enum StreamWriteError {
 }
 
 impl Connection {
-    pub(super) fn new(connection: quinn::Connection, endpoint: quinn::Endpoint) -> Self {
-        Self(AnyConnection::Quic { connection, endpoint })
+    pub(super) fn new(connection: quinn::Connection, endpoint: QuicEndpoint, pulse: Arc<Pulse>) -> Self {
+        let state = PathState { remote: connection.remote_address(), suspect_since: None };
+        let (publish, path_state) = watch::channel(state);
+        let heartbeat = tokio::spawn(heartbeat::watch_over(connection.clone(), pulse.clone(), publish));
+        let _heartbeat = Arc::new(AbortOnDropHandle::new(heartbeat));
+        Self(AnyConnection::Quic { connection, endpoint, pulse, path_state, _heartbeat })
     }
 
     pub(super) fn over_tcp(connection: TcpConnection) -> Self {
@@ -204,6 +220,65 @@ impl Connection {
             }
             AnyConnection::Tcp(connection) => connection.protocol(),
         }
+    }
+
+    /// Whether the peer answers, and where it is; follow it for changes. Over TCP nothing ever changes: a connection that
+    /// does not answer is given up by its own timeout.
+    pub fn path_state(&self) -> watch::Receiver<PathState> {
+        match &self.0 {
+            AnyConnection::Quic { path_state, .. } => path_state.clone(),
+            AnyConnection::Tcp(_) => watch::channel(PathState { remote: self.remote_address(), suspect_since: None }).1,
+        }
+    }
+
+    /// Waits until the peer has not answered for `patience`. Never ends on a connection that is gone.
+    pub async fn silent_for(&self, patience: Duration) {
+        let mut state = self.path_state();
+        loop {
+            let suspect_since = state.borrow_and_update().suspect_since;
+            let silent = async {
+                match suspect_since {
+                    Some(since) => sleep_until((since + patience).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = silent => return,
+                changed = state.changed() => if changed.is_err() {
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+
+    /// Waits until the peer answers.
+    pub async fn answers(&self) {
+        let mut state = self.path_state();
+        if state.wait_for(|state| state.suspect_since.is_none()).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Sends a packet now, whatever is in flight: worth it when the network may have come back. TCP does by itself.
+    pub fn probe(&self) {
+        if let AnyConnection::Quic { connection, pulse, .. } = &self.0 {
+            heartbeat::beat(connection, pulse);
+        }
+    }
+
+    /// Moves a connection that was dialled here to a new socket, and probes: for when the address or route that leads to
+    /// the peer has changed. Every stream goes on.
+    ///
+    /// # Errors
+    ///
+    /// When no socket is to be had; the connection stays as it was. A TCP connection cannot move.
+    pub fn rebind(&self) -> io::Result<()> {
+        match &self.0 {
+            AnyConnection::Quic { connection, endpoint, .. } => endpoint.rebind(connection.remote_address())?,
+            AnyConnection::Tcp(_) => return Err(io::ErrorKind::Unsupported.into()),
+        }
+        self.probe();
+        Ok(())
     }
 
     /// What is known of the path now.

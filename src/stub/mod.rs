@@ -164,7 +164,11 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
-            patience: Patience { dispatch: config.limits.dispatch(), response: config.limits.response() },
+            patience: Patience {
+                dispatch: config.limits.dispatch(),
+                response: config.limits.response(),
+                silence: config.limits.silence(),
+            },
             tasks: TaskTracker::new(),
             keys,
             config,

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout_at;
+
 use super::meter::{Meter, StreamMeter};
-use crate::carrier::Connection;
+use crate::carrier::{Connection, PathState};
 use crate::pki::AgentIdentity;
 use crate::wire::{Carrier, ClusterId, ErrorCode, Hello, Report};
 
@@ -14,6 +17,7 @@ use crate::wire::{Carrier, ClusterId, ErrorCode, Hello, Report};
 #[derive(Debug, Default)]
 pub struct Registry {
     clusters: Mutex<HashMap<ClusterId, Vec<Arc<AgentLink>>>>,
+    available: Notify,
 }
 
 /// One connected agent.
@@ -27,8 +31,9 @@ pub struct AgentLink {
     pub connection: Connection,
     /// Since when.
     pub connected_at: SystemTime,
-    /// How long it may be silent before it is suspect.
+    /// How long it may go without a report before it is late.
     patience: Duration,
+    path: watch::Receiver<PathState>,
     state: Mutex<LinkState>,
     traffic: Arc<Traffic>,
 }
@@ -56,7 +61,9 @@ pub enum Fitness {
     Healthy,
     /// It reports that its API server does not answer.
     UpstreamDown,
-    /// It has not reported for a while.
+    /// It has not reported for a while, although its connection answers.
+    Late,
+    /// Its connection does not answer: no request goes there until it does.
     Suspect,
 }
 
@@ -70,6 +77,15 @@ enum Succession {
     /// The older one is dead, or somebody has copied the agent's key; either way two would not be one agent. An agent that
     /// falls back from QUIC to TCP has given up the older one too.
     Superseded,
+}
+
+/// Why no agent can take a request now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// None is connected that takes requests.
+    NoAgent,
+    /// There are agents, and none of their connections answers; the one that answered last has not since then.
+    AllSuspect(Instant),
 }
 
 impl Registry {
@@ -94,6 +110,31 @@ impl Registry {
         for old in superseded {
             old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
         }
+        self.available.notify_waiters();
+    }
+
+    /// Notes that an agent's connection answers again.
+    pub fn recovered(&self) {
+        self.available.notify_waiters();
+    }
+
+    /// Like [`Registry::choose`], and waits for up to `patience` while there are agents whose connections do not answer:
+    /// most outages are short.
+    pub async fn choose_patiently(
+        &self,
+        cluster: &ClusterId,
+        tried: &[Arc<AgentLink>],
+        patience: Duration,
+    ) -> Result<Arc<AgentLink>, Unavailable> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            // Made before looking, so that no change in between is missed.
+            let changed = self.available.notified();
+            match self.choose(cluster, tried, Instant::now()) {
+                Err(Unavailable::AllSuspect(_)) if timeout_at(deadline, changed).await.is_ok() => {}
+                result => return result,
+            }
+        }
     }
 
     /// Removes an agent, if it is still this connection of it.
@@ -114,7 +155,16 @@ impl Registry {
 
     /// The agent for the next request to `cluster`, other than those in `tried`: among the fittest, the one with fewer
     /// open streams of two chosen at random (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
-    pub fn choose(&self, cluster: &ClusterId, tried: &[Arc<AgentLink>], now: Instant) -> Option<Arc<AgentLink>> {
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or none whose connection answers.
+    pub fn choose(
+        &self,
+        cluster: &ClusterId,
+        tried: &[Arc<AgentLink>],
+        now: Instant,
+    ) -> Result<Arc<AgentLink>, Unavailable> {
         let clusters = self.lock();
         let usable = || {
             clusters
@@ -124,12 +174,17 @@ impl Registry {
                 .filter(|link| !tried.iter().any(|other| Arc::ptr_eq(other, link)))
                 .filter_map(|link| link.fitness(now).map(|fitness| (fitness, link)))
         };
-        let best = usable().map(|(fitness, _)| fitness).min()?;
+        let best = usable().map(|(fitness, _)| fitness).min().ok_or(Unavailable::NoAgent)?;
+        if best == Fitness::Suspect {
+            let since = usable().filter_map(|(_, link)| link.suspect_since()).max();
+            return Err(Unavailable::AllSuspect(since.unwrap_or(now)));
+        }
         let fittest = || usable().filter(|(fitness, _)| *fitness == best).map(|(_, link)| link);
         let count = fittest().count();
         let first = fittest().nth(rand::random_range(0..count));
         let second = fittest().nth(rand::random_range(0..count));
-        first.into_iter().chain(second).min_by_key(|link| link.traffic.open_streams()).cloned()
+        let fewest = first.into_iter().chain(second).min_by_key(|link| link.traffic.open_streams());
+        fewest.cloned().ok_or(Unavailable::NoAgent)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ClusterId, Vec<Arc<AgentLink>>>> {
@@ -144,6 +199,7 @@ impl AgentLink {
         Self {
             identity,
             hello,
+            path: connection.path_state(),
             connection,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
@@ -169,13 +225,20 @@ impl AgentLink {
         self.state().report.clone()
     }
 
+    /// Since when the connection does not answer; `None` while it does.
+    pub fn suspect_since(&self) -> Option<Instant> {
+        self.path.borrow().suspect_since
+    }
+
     /// How fit the agent is; `None` when it takes no requests.
     pub fn fitness(&self, now: Instant) -> Option<Fitness> {
         let state = self.state();
         if state.draining {
             None
-        } else if now.saturating_duration_since(state.heard_at) > self.patience {
+        } else if self.suspect_since().is_some() {
             Some(Fitness::Suspect)
+        } else if now.saturating_duration_since(state.heard_at) > self.patience {
+            Some(Fitness::Late)
         } else if state.report.as_ref().is_some_and(|report| !report.upstream_healthy) {
             Some(Fitness::UpstreamDown)
         } else {
