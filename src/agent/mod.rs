@@ -6,6 +6,8 @@ mod access;
 mod address;
 mod backoff;
 mod join;
+mod network;
+mod network_changes;
 mod request;
 mod session;
 mod shared;
@@ -16,13 +18,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressError, StubAddress};
 pub use join::JoinError;
 pub use upstream::UpstreamConfigError;
 
-use crate::carrier::{QuicDialer, QuicSettings};
+use crate::carrier::{Connection, QuicDialer, QuicSettings};
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError, tunnel_client_config};
@@ -95,6 +98,12 @@ pub enum AgentError {
 
 /// How long a connection attempt may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stub does not answer before the agent tries whether it answers on another connection, and between tries.
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+
+/// How long an old connection has to answer once a new one does: several heartbeats.
+const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 
 /// Between attempts: at most half a second at first, at most half a minute later.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -247,7 +256,26 @@ impl Agent {
                 "connected"
             );
         };
-        Ok(session.run(&connection, welcomed).await)
+        tokio::select! {
+            end = session.run(&connection, welcomed) => Ok(end),
+            never = network::follow(&connection) => match never {},
+            end = self.abandoned(&connection, &dialer) => Ok(end),
+        }
+    }
+
+    /// Waits until the stub does not answer on `connection`, and does answer on a new one: then it knows nothing of
+    /// `connection` any more, and no patience brings it back.
+    async fn abandoned(&self, connection: &Connection, dialer: &QuicDialer) -> SessionEnd {
+        let mut silence = ABANDONED_AFTER;
+        loop {
+            connection.silent_for(silence).await;
+            let attempt = self.config.stub.dial(dialer, DIAL_TIMEOUT).await;
+            // The network may have come back only now, for both connections.
+            if matches!(attempt, Ok(Ok(_))) && timeout(ANSWER_AGAIN, connection.answers()).await.is_err() {
+                return SessionEnd::Abandoned;
+            }
+            silence += ABANDONED_AFTER;
+        }
     }
 }
 

@@ -95,7 +95,7 @@ async fn answer(shared: &Shared, head: RequestHead, receiver: FrameReceiver) -> 
     };
     let length = headers::content_length(&headers).map_err(|error| bad_request(&error))?;
     let mut body = match may_have_body(&head, length) {
-        true => Some(RequestBody::Tunnelled(ReceivedBody::new(receiver, length))),
+        true => Some(RequestBody::Tunnelled(Box::new(ReceivedBody::new(receiver, length)))),
         false => None,
     };
     let bodiless = body.is_none();

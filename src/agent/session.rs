@@ -50,6 +50,9 @@ pub enum SessionEnd {
     /// The stub did not say welcome in time.
     #[error("the stub did not answer within {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
+    /// The stub answers, but not on this connection.
+    #[error("the stub has lost the connection")]
+    Abandoned,
     /// A refusal in the stub's words.
     #[error("the stub refused this agent: {0}")]
     Refused(String),

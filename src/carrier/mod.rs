@@ -6,13 +6,16 @@
 //! ends.
 
 mod body;
+mod congestion;
 mod framed;
+mod heartbeat;
 mod quic;
 mod relay;
 mod stream;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
+pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};

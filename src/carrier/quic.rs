@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::congestion::{Pulse, PulsedFactory};
 use super::stream::{Connection, ConnectionEnd};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuicSettings {
     /// How long a connection lives without a packet from the peer. The smaller of both ends' values counts.
-    /// Default 30 s.
+    /// Default 5 min: streams outlive an outage, and one that serves nobody meanwhile is noticed within seconds (see
+    /// [`Connection::path_state`]).
     pub idle_timeout: Duration,
     /// How long this end is silent before it sends a packet to keep the connection (and NAT bindings) alive.
     /// Default 5 s.
@@ -52,7 +55,10 @@ impl ResetSecret {
         let key = hmac::Key::new(HMAC_SHA256, &self.0);
         let tag = hmac::sign(&key, b"connection ids");
         let ids = tag.as_ref().iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte));
-        config.reset_key(Arc::new(key)).cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+        config
+            .reset_key(Arc::new(key))
+            .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)))
+            .min_reset_interval(MIN_RESET_INTERVAL);
     }
 }
 
@@ -65,7 +71,7 @@ impl fmt::Debug for ResetSecret {
 impl Default for QuicSettings {
     fn default() -> Self {
         Self {
-            idle_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(5 * 60),
             keep_alive: Duration::from_secs(5),
             stream_window: 16 << 20,
             send_window: 64 << 20,
@@ -82,6 +88,13 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
 
+/// Between two stateless resets. After a restart each of thousands of agents needs one; a reset is shorter than the packet
+/// that it answers, so it amplifies nothing.
+const MIN_RESET_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Bytes of heartbeats kept until they are read or sent, quinn's own share of each included.
+const DATAGRAM_BUFFER: usize = 1024;
+
 /// Bytes that a peer may have in flight over all streams of a connection that a listening end has accepted, until it is
 /// trusted ([`Connection::trust`]): anybody can open such a connection, and what is not read is kept.
 const UNTRUSTED_WINDOW: u32 = 128 * 1024;
@@ -94,7 +107,7 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 const INCOMING_BUFFER_TOTAL: u64 = 16 << 20;
 
 impl QuicSettings {
-    fn transport(&self, permits: u32) -> quinn::TransportConfig {
+    fn transport(&self, permits: u32, pulse: &Arc<Pulse>) -> quinn::TransportConfig {
         let mut transport = quinn::TransportConfig::default();
         // 2^62 ms and more is no timeout at all; quinn caps it at the same place.
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
@@ -104,7 +117,13 @@ impl QuicSettings {
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
-            .send_window(self.send_window);
+            .send_window(self.send_window)
+            .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+            .datagram_send_buffer_size(DATAGRAM_BUFFER)
+            .congestion_controller_factory(Arc::new(PulsedFactory::new(
+                Arc::new(CubicConfig::default()),
+                pulse.clone(),
+            )));
         transport
     }
 }
@@ -112,7 +131,9 @@ impl QuicSettings {
 /// The stub's end: accepts connections.
 #[derive(Debug)]
 pub struct QuicListener {
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
+    config: quinn::ServerConfig,
+    settings: QuicSettings,
 }
 
 impl QuicListener {
@@ -124,34 +145,35 @@ impl QuicListener {
     pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        let mut transport = settings.transport(INITIAL_PERMITS_LISTENING);
-        transport.receive_window(UNTRUSTED_WINDOW.into());
-        server
-            .transport_config(Arc::new(transport))
-            .incoming_buffer_size(INCOMING_BUFFER)
-            .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
-        let socket = udp_socket(address, settings)?;
+        server.incoming_buffer_size(INCOMING_BUFFER).incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
+        let socket = udp_socket(address, settings.socket_buffer)?;
         let mut config = quinn::EndpointConfig::default();
         if let Some(secret) = &settings.reset_secret {
             secret.apply_to(&mut config);
         }
-        Ok(Self { endpoint: endpoint(config, socket, Some(server))? })
+        let endpoint = QuicEndpoint::new(config, Some(server.clone()), socket, settings)?;
+        Ok(Self { endpoint, config: server, settings: settings.clone() })
     }
 
     /// The address that is listened on.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.endpoint.local_addr()
+        self.endpoint.endpoint.local_addr()
     }
 
     /// The next connection attempt; `None` when the listener is closed.
     pub async fn accept(&self) -> Option<IncomingConnection> {
-        let incoming = self.endpoint.accept().await?;
-        Some(IncomingConnection { incoming, endpoint: self.endpoint.clone() })
+        let incoming = self.endpoint.endpoint.accept().await?;
+        Some(IncomingConnection {
+            incoming,
+            endpoint: self.endpoint.clone(),
+            config: self.config.clone(),
+            settings: self.settings.clone(),
+        })
     }
 
     /// Closes every connection with `reason` and waits until the peers know, or have had `patience`.
     pub async fn close(&self, reason: &str, patience: Duration) {
-        self.endpoint.close(crate::wire::ErrorCode::NoError.value().into(), reason.as_bytes());
+        self.endpoint.endpoint.close(crate::wire::ErrorCode::NoError.value().into(), reason.as_bytes());
         let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
     }
 }
@@ -160,7 +182,9 @@ impl QuicListener {
 #[derive(Debug)]
 pub struct IncomingConnection {
     incoming: quinn::Incoming,
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
+    config: quinn::ServerConfig,
+    settings: QuicSettings,
 }
 
 impl IncomingConnection {
@@ -171,9 +195,13 @@ impl IncomingConnection {
     }
 
     /// Completes the handshake. Bound it with a deadline.
-    pub async fn handshake(self) -> Result<Connection, ConnectionEnd> {
-        let connection = self.incoming.accept()?.await?;
-        Ok(Connection::new(connection, self.endpoint))
+    pub async fn handshake(mut self) -> Result<Connection, ConnectionEnd> {
+        let pulse = Arc::new(Pulse::default());
+        let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
+        transport.receive_window(UNTRUSTED_WINDOW.into());
+        self.config.transport_config(Arc::new(transport));
+        let connection = self.incoming.accept_with(Arc::new(self.config))?.await?;
+        Ok(Connection::new(connection, self.endpoint, pulse))
     }
 }
 
@@ -193,45 +221,73 @@ impl QuicDialer {
     /// When `tls` cannot do QUIC (it needs TLS 1.3).
     pub fn new(tls: Arc<rustls::ClientConfig>, settings: QuicSettings) -> io::Result<Self> {
         let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(settings.transport(INITIAL_PERMITS_DIALLING)));
-        Ok(Self { config, settings })
+        Ok(Self { config: quinn::ClientConfig::new(Arc::new(crypto)), settings })
     }
 
     /// Connects to `address`, whose certificate must be for `server_name`. Bound it with a deadline.
     pub async fn dial(&self, address: SocketAddr, server_name: &str) -> Result<Connection, ConnectionEnd> {
         let failed = |what: &str, error: &dyn std::fmt::Display| ConnectionEnd::Failed(format!("{what}: {error}"));
-        let any: SocketAddr = match address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = udp_socket(any, &self.settings).map_err(|error| failed("cannot open a UDP socket", &error))?;
-        let endpoint = endpoint(quinn::EndpointConfig::default(), socket, None)
+        let pulse = Arc::new(Pulse::default());
+        let mut config = self.config.clone();
+        config.transport_config(Arc::new(self.settings.transport(INITIAL_PERMITS_DIALLING, &pulse)));
+        let socket = udp_socket(unspecified(address), self.settings.socket_buffer)
+            .map_err(|error| failed("cannot open a UDP socket", &error))?;
+        let endpoint = QuicEndpoint::new(quinn::EndpointConfig::default(), None, socket, &self.settings)
             .map_err(|error| failed("cannot use the UDP socket", &error))?;
         let connecting = endpoint
-            .connect_with(self.config.clone(), address, server_name)
+            .endpoint
+            .connect_with(config, address, server_name)
             .map_err(|error| failed("cannot connect", &error))?;
-        Ok(Connection::new(connecting.await?, endpoint))
+        Ok(Connection::new(connecting.await?, endpoint, pulse))
     }
 }
 
-fn endpoint(
-    config: quinn::EndpointConfig,
-    socket: UdpSocket,
-    server: Option<quinn::ServerConfig>,
-) -> io::Result<quinn::Endpoint> {
-    quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
+/// A socket and the connections on it.
+#[derive(Debug, Clone)]
+pub(super) struct QuicEndpoint {
+    endpoint: quinn::Endpoint,
+    socket_buffer: usize,
 }
 
-fn udp_socket(address: SocketAddr, settings: &QuicSettings) -> io::Result<UdpSocket> {
+impl QuicEndpoint {
+    fn new(
+        config: quinn::EndpointConfig,
+        server: Option<quinn::ServerConfig>,
+        socket: UdpSocket,
+        settings: &QuicSettings,
+    ) -> io::Result<Self> {
+        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))?;
+        Ok(Self { endpoint, socket_buffer: settings.socket_buffer })
+    }
+
+    /// Waits until no connection has anything left to say.
+    pub(super) async fn wait_idle(&self) {
+        self.endpoint.wait_idle().await;
+    }
+
+    /// Moves every connection to a new socket that can reach `peer`.
+    pub(super) fn rebind(&self, peer: SocketAddr) -> io::Result<()> {
+        self.endpoint.rebind(udp_socket(unspecified(peer), self.socket_buffer)?)
+    }
+}
+
+/// No address of this host in particular: the system chooses the one that leads to `peer`.
+fn unspecified(peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+fn udp_socket(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         // One socket for both families, where the system allows it.
         let _ = socket.set_only_v6(false);
     }
     // A smaller buffer than asked for costs speed under load and nothing else.
-    let _ = socket.set_recv_buffer_size(settings.socket_buffer);
-    let _ = socket.set_send_buffer_size(settings.socket_buffer);
+    let _ = socket.set_recv_buffer_size(buffer);
+    let _ = socket.set_send_buffer_size(buffer);
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

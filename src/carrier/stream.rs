@@ -1,15 +1,23 @@
 //! Connections and streams as the rest of the program sees them.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
 use tokio_util::io::poll_read_buf;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::congestion::Pulse;
+use super::heartbeat::{self, PathState};
+use super::quic::QuicEndpoint;
 use crate::wire::ErrorCode;
 
 /// One connection between a stub and an agent. Clones are handles to the same connection.
@@ -17,7 +25,11 @@ use crate::wire::ErrorCode;
 pub struct Connection {
     connection: quinn::Connection,
     /// Held so that the socket lives as long as the connection that was dialled on it.
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
+    pulse: Arc<Pulse>,
+    path_state: watch::Receiver<PathState>,
+    /// The heartbeat must not outlive the handles: it holds one of quinn's, which would keep the connection open.
+    _heartbeat: Arc<AbortOnDropHandle<()>>,
 }
 
 /// What is known of the path to the peer.
@@ -82,8 +94,12 @@ pub enum StreamWriteError {
 }
 
 impl Connection {
-    pub(super) fn new(connection: quinn::Connection, endpoint: quinn::Endpoint) -> Self {
-        Self { connection, endpoint }
+    pub(super) fn new(connection: quinn::Connection, endpoint: QuicEndpoint, pulse: Arc<Pulse>) -> Self {
+        let state = PathState { remote: connection.remote_address(), suspect_since: None };
+        let (publish, path_state) = watch::channel(state);
+        let heartbeat = tokio::spawn(heartbeat::watch_over(connection.clone(), pulse.clone(), publish));
+        let heartbeat = Arc::new(AbortOnDropHandle::new(heartbeat));
+        Self { connection, endpoint, pulse, path_state, _heartbeat: heartbeat }
     }
 
     /// Opens a bidirectional stream; waits while the peer permits no more of them.
@@ -151,6 +167,56 @@ impl Connection {
     pub fn protocol(&self) -> Option<Vec<u8>> {
         let data = self.connection.handshake_data()?;
         data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+    }
+
+    /// Whether the peer answers, and where it is; follow it for changes.
+    pub fn path_state(&self) -> watch::Receiver<PathState> {
+        self.path_state.clone()
+    }
+
+    /// Waits until the peer has not answered for `patience`. Never ends on a connection that is gone.
+    pub async fn silent_for(&self, patience: Duration) {
+        let mut state = self.path_state();
+        loop {
+            let suspect_since = state.borrow_and_update().suspect_since;
+            let silent = async {
+                match suspect_since {
+                    Some(since) => sleep_until((since + patience).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = silent => return,
+                changed = state.changed() => if changed.is_err() {
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+
+    /// Waits until the peer answers.
+    pub async fn answers(&self) {
+        let mut state = self.path_state();
+        if state.wait_for(|state| state.suspect_since.is_none()).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Sends a packet now, whatever is in flight: worth it when the network may have come back.
+    pub fn probe(&self) {
+        heartbeat::beat(&self.connection, &self.pulse);
+    }
+
+    /// Moves a connection that was dialled here to a new socket, and probes: for when the address or route that leads to
+    /// the peer has changed. Every stream goes on.
+    ///
+    /// # Errors
+    ///
+    /// When no socket is to be had; the connection stays as it was.
+    pub fn rebind(&self) -> io::Result<()> {
+        self.endpoint.rebind(self.connection.remote_address())?;
+        self.probe();
+        Ok(())
     }
 
     /// What is known of the path now.

@@ -216,7 +216,7 @@ pub struct AgentArgs {
     /// How long the API server may take to begin an answer, unless it is a watch, a log or the like [default: 5m].
     #[arg(long, env = "QTUNNEL_RESPONSE_TIMEOUT", value_name = "DURATION")]
     pub response_timeout: Option<SignedDuration>,
-    /// How long a connection lives without a packet from the stub [default: 30s].
+    /// How long a connection and its streams live without a packet from the stub [default: 5m].
     #[arg(long, env = "QTUNNEL_IDLE_TIMEOUT", value_name = "DURATION")]
     pub idle_timeout: Option<SignedDuration>,
 }

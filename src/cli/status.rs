@@ -47,7 +47,10 @@ fn row(cluster: &str, agent: &AgentStatus) -> [String; COLUMNS.len()] {
     [
         cluster.to_owned(),
         agent.name.clone(),
-        agent.state.clone(),
+        match agent.suspect_for_ms {
+            Some(milliseconds) => format!("{} for {:.0} s", agent.state, milliseconds / 1000.0),
+            None => agent.state.clone(),
+        },
         agent.address.clone(),
         format!("{:.1} ms", agent.rtt_ms),
         format!("{:.1} %", agent.loss * 100.0),

@@ -95,11 +95,12 @@ mode = "allow-all"
 [agents]
 # How long an agent's certificate is valid; agents renew theirs when two thirds are over.
 # certificate_ttl = "720h"
-# How often an agent reports at least. One that is silent for three times as long gets no new requests while another
-# agent serves its cluster.
+# How often an agent reports at least. One that has not reported for three times as long gets no new requests while
+# another agent serves its cluster.
 # report_interval = "5s"
-# How long a connection lives without a packet from the agent.
-# idle_timeout = "30s"
+# How long a connection and its streams live without a packet from the agent. The agent's own setting counts if it is
+# shorter. An agent whose connection does not answer gets no new requests after seconds.
+# idle_timeout = "5m"
 # Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms.
 # stream_window = 16777216
 
@@ -110,10 +111,12 @@ mode = "allow-all"
 # requests_per_connection = 10000
 # How long a TLS or QUIC handshake may take, and a client's request head.
 # handshake_timeout = "10s"
-# How long a request waits for an agent to take its stream.
+# How long a request waits for an agent to take its stream, and for one whose connection answers.
 # dispatch_timeout = "10s"
 # How long the answer to a request that is not a watch, a log or the like may take to begin.
 # response_timeout = "10m"
+# While an agent's connection does not answer, how long a request is waited for whose answer has not begun.
+# silence_timeout = "30s"
 # At a stop, how long requests may take to end.
 # shutdown_timeout = "10s"
 "#

@@ -67,8 +67,10 @@ pub struct AgentStatus {
     pub software: String,
     /// `impersonate` or `passthrough`.
     pub auth_mode: String,
-    /// `healthy`, `upstream down`, `suspect` or `draining`.
+    /// `healthy`, `upstream down`, `late` (with its reports), `suspect` (it does not answer) or `draining`.
     pub state: String,
+    /// For how long it has not answered, in milliseconds, if it is suspect.
+    pub suspect_for_ms: Option<f64>,
     /// What is wrong with its API server.
     pub upstream_error: String,
     /// Round trip from the agent to its API server, in milliseconds.
@@ -206,6 +208,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
     let state = match link.fitness(Instant::now()) {
         Some(Fitness::Healthy) => "healthy",
         Some(Fitness::UpstreamDown) => "upstream down",
+        Some(Fitness::Late) => "late",
         Some(Fitness::Suspect) => "suspect",
         None => "draining",
     };
@@ -218,6 +221,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
             AuthMode::PassThrough => "passthrough".to_owned(),
         },
         state: state.to_owned(),
+        suspect_for_ms: link.suspect_since().map(|since| since.elapsed().as_secs_f64() * 1000.0),
         upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
         connected_since: timestamp(link.connected_at),

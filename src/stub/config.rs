@@ -65,10 +65,11 @@ pub struct AuthorizationConfig {
 pub struct AgentsConfig {
     /// How long an agent's certificate is valid; agents renew theirs when two thirds are over. Default 720 h.
     pub certificate_ttl: SignedDuration,
-    /// How often an agent reports at least. One that is silent for three times as long is suspect: it gets no new requests
-    /// while another agent serves its cluster. Default 5 s.
+    /// How often an agent reports at least. One that has not reported for three times as long gets no new requests while
+    /// another agent serves its cluster. Default 5 s.
     pub report_interval: SignedDuration,
-    /// How long a connection lives without a packet from the agent. Default 30 s.
+    /// How long a connection and its streams live without a packet from the agent. The agent's own setting counts if it is
+    /// shorter. An agent whose connection does not answer gets no new requests after seconds. Default 5 min.
     pub idle_timeout: SignedDuration,
     /// Bytes that one stream may have in flight towards the stub. Default 16 MiB: 1 Gbit/s at 100 ms.
     pub stream_window: u32,
@@ -80,7 +81,7 @@ impl Default for AgentsConfig {
         Self {
             certificate_ttl: SignedDuration::from_hours(720),
             report_interval: SignedDuration::from_secs(5),
-            idle_timeout: SignedDuration::from_secs(30),
+            idle_timeout: SignedDuration::from_mins(5),
             stream_window: quic.stream_window,
         }
     }
@@ -107,10 +108,13 @@ pub struct LimitsConfig {
     pub requests_per_connection: u32,
     /// How long a TLS or QUIC handshake may take, and a client's request head. Default 10 s.
     pub handshake_timeout: SignedDuration,
-    /// How long a request waits for an agent to take its stream. Default 10 s.
+    /// How long a request waits for an agent to take its stream, and for one whose connection answers. Default 10 s.
     pub dispatch_timeout: SignedDuration,
     /// How long an answer to a request that is not long-running (a watch, a log, an exec) may take to begin. Default 10 min.
     pub response_timeout: SignedDuration,
+    /// While an agent's connection does not answer, how long a request is waited for whose answer has not begun. Answers
+    /// that have begun wait for as long as the connection lives. Default 30 s.
+    pub silence_timeout: SignedDuration,
     /// At a stop, how long requests may take to end. Default 10 s.
     pub shutdown_timeout: SignedDuration,
 }
@@ -123,6 +127,7 @@ impl Default for LimitsConfig {
             handshake_timeout: SignedDuration::from_secs(10),
             dispatch_timeout: SignedDuration::from_secs(10),
             response_timeout: SignedDuration::from_mins(10),
+            silence_timeout: SignedDuration::from_secs(30),
             shutdown_timeout: SignedDuration::from_secs(10),
         }
     }
@@ -142,6 +147,11 @@ impl LimitsConfig {
     /// See [`LimitsConfig::response_timeout`].
     pub fn response(&self) -> Duration {
         self.response_timeout.unsigned_abs()
+    }
+
+    /// See [`LimitsConfig::silence_timeout`].
+    pub fn silence(&self) -> Duration {
+        self.silence_timeout.unsigned_abs()
     }
 
     /// See [`LimitsConfig::shutdown_timeout`].
@@ -200,6 +210,7 @@ impl StubConfig {
             ("limits.handshake_timeout", self.limits.handshake_timeout),
             ("limits.dispatch_timeout", self.limits.dispatch_timeout),
             ("limits.response_timeout", self.limits.response_timeout),
+            ("limits.silence_timeout", self.limits.silence_timeout),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| !value.is_positive()) {
             return Err(format!("{key} has to be longer than nothing"));

@@ -1,14 +1,14 @@
 //! A request's way through the tunnel: to an agent, on a stream of its own, and back to the head of the answer.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
 use tokio::time::timeout;
 
 use super::body::AbortOnDrop;
-use super::registry::{AgentLink, OpenStream, Registry};
+use super::registry::{AgentLink, OpenStream, Registry, Unavailable};
 use crate::carrier::{
     FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body,
 };
@@ -55,6 +55,9 @@ pub struct Patience {
     pub dispatch: Duration,
     /// How long an answer may take to begin; nothing bounds a long-running request.
     pub response: Duration,
+    /// For how long a request that has no answer yet is waited for while the agent's connection does not answer. An
+    /// answer that has begun is waited for as long as the connection lives.
+    pub silence: Duration,
 }
 
 /// The most agents that are tried for one request.
@@ -86,14 +89,29 @@ where
     let mut tried: Vec<Arc<AgentLink>> = Vec::new();
     let mut failure = Status::no_agent(outgoing.cluster);
     while tried.len() < MAX_ATTEMPTS {
-        let Some(link) = registry.choose(outgoing.cluster, &tried, Instant::now()) else { break };
+        let link = match registry.choose_patiently(outgoing.cluster, &tried, patience.dispatch).await {
+            Ok(link) => link,
+            Err(Unavailable::NoAgent) => break,
+            Err(Unavailable::AllSuspect(since)) => {
+                let why = format!("its agents have not answered for {} s", since.elapsed().as_secs());
+                return Err(Status::never_dispatched(outgoing.cluster, &why));
+            }
+        };
         outgoing.head.bearer_token = token_for(&link, outgoing.cluster, &outgoing.cluster_token)?;
         match opened(&link, &outgoing.head, outgoing.cluster, patience.dispatch).await {
             Ok((sender, frames)) => {
                 let stream = link.traffic().open_stream();
                 let upload = body.take().filter(|_| !bodiless);
                 let exchange = Exchanging { sender, frames, stream, info: outgoing.info, head: &outgoing.head };
-                match exchange.answered(upload, outgoing.cluster, patience.response).await {
+                let answered = exchange.answered(upload, outgoing.cluster, patience.response);
+                let answered = tokio::select! {
+                    answered = answered => answered,
+                    () = link.connection.silent_for(patience.silence) => {
+                        let why = format!("the agent has not answered for {} s", patience.silence.as_secs());
+                        return Err(Status::lost_after_dispatch(outgoing.cluster, &why));
+                    }
+                };
+                match answered {
                     Ok(exchange) => return Ok(exchange),
                     Err(Attempt::NotDispatched(status)) if bodiless => failure = status,
                     Err(Attempt::NotDispatched(status) | Attempt::Final(status)) => return Err(status),

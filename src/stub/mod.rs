@@ -114,7 +114,11 @@ impl Stub {
             authenticator: Authenticator::new(tokens),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
-            patience: Patience { dispatch: config.limits.dispatch(), response: config.limits.response() },
+            patience: Patience {
+                dispatch: config.limits.dispatch(),
+                response: config.limits.response(),
+                silence: config.limits.silence(),
+            },
             tasks: TaskTracker::new(),
             keys,
             config,

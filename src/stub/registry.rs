@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::carrier::Connection;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout_at;
+
+use crate::carrier::{Connection, PathState};
 use crate::pki::AgentIdentity;
 use crate::wire::{ClusterId, ErrorCode, Hello, Report};
 
@@ -13,6 +16,7 @@ use crate::wire::{ClusterId, ErrorCode, Hello, Report};
 #[derive(Debug, Default)]
 pub struct Registry {
     clusters: Mutex<HashMap<ClusterId, Vec<Arc<AgentLink>>>>,
+    available: Notify,
 }
 
 /// One connected agent.
@@ -26,8 +30,9 @@ pub struct AgentLink {
     pub connection: Connection,
     /// Since when.
     pub connected_at: SystemTime,
-    /// How long it may be silent before it is suspect.
+    /// How long it may go without a report before it is late.
     patience: Duration,
+    path: watch::Receiver<PathState>,
     state: Mutex<LinkState>,
     traffic: Arc<Traffic>,
 }
@@ -55,8 +60,19 @@ pub enum Fitness {
     Healthy,
     /// It reports that its API server does not answer.
     UpstreamDown,
-    /// It has not reported for a while.
+    /// It has not reported for a while, although its connection answers.
+    Late,
+    /// Its connection does not answer: no request goes there until it does.
     Suspect,
+}
+
+/// Why no agent can take a request now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// None is connected that takes requests.
+    NoAgent,
+    /// There are agents, and none of their connections answers; the one that answered last has not since then.
+    AllSuspect(Instant),
 }
 
 impl Registry {
@@ -73,6 +89,31 @@ impl Registry {
         };
         if let Some(old) = superseded {
             old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
+        }
+        self.available.notify_waiters();
+    }
+
+    /// Notes that an agent's connection answers again.
+    pub fn recovered(&self) {
+        self.available.notify_waiters();
+    }
+
+    /// Like [`Registry::choose`], and waits for up to `patience` while there are agents whose connections do not answer:
+    /// most outages are short.
+    pub async fn choose_patiently(
+        &self,
+        cluster: &ClusterId,
+        tried: &[Arc<AgentLink>],
+        patience: Duration,
+    ) -> Result<Arc<AgentLink>, Unavailable> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            // Made before looking, so that no change in between is missed.
+            let changed = self.available.notified();
+            match self.choose(cluster, tried, Instant::now()) {
+                Err(Unavailable::AllSuspect(_)) if timeout_at(deadline, changed).await.is_ok() => {}
+                result => return result,
+            }
         }
     }
 
@@ -94,7 +135,16 @@ impl Registry {
 
     /// The agent for the next request to `cluster`, other than those in `tried`: among the fittest, the one with fewer
     /// open streams of two chosen at random (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
-    pub fn choose(&self, cluster: &ClusterId, tried: &[Arc<AgentLink>], now: Instant) -> Option<Arc<AgentLink>> {
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or none whose connection answers.
+    pub fn choose(
+        &self,
+        cluster: &ClusterId,
+        tried: &[Arc<AgentLink>],
+        now: Instant,
+    ) -> Result<Arc<AgentLink>, Unavailable> {
         let clusters = self.lock();
         let usable = || {
             clusters
@@ -104,12 +154,17 @@ impl Registry {
                 .filter(|link| !tried.iter().any(|other| Arc::ptr_eq(other, link)))
                 .filter_map(|link| link.fitness(now).map(|fitness| (fitness, link)))
         };
-        let best = usable().map(|(fitness, _)| fitness).min()?;
+        let best = usable().map(|(fitness, _)| fitness).min().ok_or(Unavailable::NoAgent)?;
+        if best == Fitness::Suspect {
+            let since = usable().filter_map(|(_, link)| link.suspect_since()).max();
+            return Err(Unavailable::AllSuspect(since.unwrap_or(now)));
+        }
         let fittest = || usable().filter(|(fitness, _)| *fitness == best).map(|(_, link)| link);
         let count = fittest().count();
         let first = fittest().nth(rand::random_range(0..count));
         let second = fittest().nth(rand::random_range(0..count));
-        first.into_iter().chain(second).min_by_key(|link| link.traffic.open_streams()).cloned()
+        let fewest = first.into_iter().chain(second).min_by_key(|link| link.traffic.open_streams());
+        fewest.cloned().ok_or(Unavailable::NoAgent)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ClusterId, Vec<Arc<AgentLink>>>> {
@@ -124,6 +179,7 @@ impl AgentLink {
         Self {
             identity,
             hello,
+            path: connection.path_state(),
             connection,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
@@ -149,13 +205,20 @@ impl AgentLink {
         self.state().report.clone()
     }
 
+    /// Since when the connection does not answer; `None` while it does.
+    pub fn suspect_since(&self) -> Option<Instant> {
+        self.path.borrow().suspect_since
+    }
+
     /// How fit the agent is; `None` when it takes no requests.
     pub fn fitness(&self, now: Instant) -> Option<Fitness> {
         let state = self.state();
         if state.draining {
             None
-        } else if now.saturating_duration_since(state.heard_at) > self.patience {
+        } else if self.suspect_since().is_some() {
             Some(Fitness::Suspect)
+        } else if now.saturating_duration_since(state.heard_at) > self.patience {
+            Some(Fitness::Late)
         } else if state.report.as_ref().is_some_and(|report| !report.upstream_healthy) {
             Some(Fitness::UpstreamDown)
         } else {

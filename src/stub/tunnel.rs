@@ -10,7 +10,8 @@ use super::enrollment;
 use super::registry::AgentLink;
 use super::shared::Shared;
 use crate::carrier::{
-    Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, QuicListener, ReceiveError, SendError,
+    Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, PathState, QuicListener, ReceiveError,
+    SendError,
 };
 use crate::pki::{AgentIdentity, Validity};
 use crate::wire::{
@@ -230,10 +231,16 @@ impl Session<'_> {
     ) -> SessionEnd {
         let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
         tokio::pin!(refusing);
+        let mut path = self.link.connection.path_state();
+        let mut before = *path.borrow_and_update();
         loop {
             tokio::select! {
                 end = self.link.connection.closed() => return SessionEnd::Connection(end),
                 end = &mut refusing => return end,
+                Ok(()) = path.changed() => {
+                    let now = *path.borrow_and_update();
+                    self.path_changed(std::mem::replace(&mut before, now), now);
+                }
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
                 () = shutdown.cancelled(), if !self.told_to_leave => {
                     self.told_to_leave = true;
@@ -252,6 +259,25 @@ impl Session<'_> {
                     Err(error) => return SessionEnd::Receive(error),
                 },
             }
+        }
+    }
+
+    fn path_changed(&self, before: PathState, now: PathState) {
+        let AgentIdentity { cluster, agent } = &self.link.identity;
+        if before.remote != now.remote {
+            tracing::info!(%cluster, %agent, "agent's path changed from {} to {}", before.remote, now.remote);
+        }
+        match (before.suspect_since, now.suspect_since) {
+            (None, Some(_)) => tracing::warn!(
+                %cluster,
+                %agent,
+                "agent does not answer: it gets no new requests, and those it has wait"
+            ),
+            (Some(since), None) => {
+                tracing::info!(%cluster, %agent, "agent answers again after {:.1} s", since.elapsed().as_secs_f64());
+                self.shared.registry.recovered();
+            }
+            _ => {}
         }
     }
 

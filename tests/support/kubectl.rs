@@ -120,7 +120,8 @@ impl Kubectl {
         format!("{} {}", self.name, arguments.join(" "))
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// What it is started with.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.env_clear().env("HOME", self.home()).env("PATH", "/usr/bin:/bin").env("TERM", "xterm");
         command.env("KUBECONFIG", &self.kubeconfig).envs(self.environment.iter().copied());

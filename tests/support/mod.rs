@@ -7,9 +7,11 @@
 
 pub mod capture;
 pub mod conversation;
+pub mod echo;
 pub mod http;
 pub mod http1;
 pub mod kubectl;
+pub mod namespace;
 pub mod process;
 pub mod proxy;
 pub mod rogue;
@@ -17,6 +19,7 @@ pub mod scene;
 pub mod scripted_upstream;
 pub mod terminal;
 pub mod tunnel;
+pub mod udp_relay;
 pub mod user;
 
 use std::time::{Duration, Instant};
@@ -49,4 +52,9 @@ pub async fn eventually_async<T>(what: &str, mut condition: impl AsyncFnMut() ->
         assert!(Instant::now() < deadline, "not within {} s: {what}", DEADLINE.as_secs());
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// Whether to take the time for long tests: `QTUNNEL_LONG_TESTS=1`.
+pub fn long() -> bool {
+    std::env::var_os("QTUNNEL_LONG_TESTS").is_some()
 }

@@ -95,6 +95,7 @@ fn listening_address(process: &mut Process, message: &str) -> SocketAddr {
 #[derive(Debug, Clone, Default)]
 pub struct StubOptions {
     base_domain: Option<String>,
+    hosts: Vec<String>,
     settings: Vec<(&'static str, &'static str, toml::Value)>,
 }
 
@@ -102,6 +103,12 @@ impl StubOptions {
     /// With host names below this domain for clusters.
     pub fn base_domain(mut self, domain: &str) -> Self {
         self.base_domain = Some(domain.to_owned());
+        self
+    }
+
+    /// With a certificate for this host, besides loopback's.
+    pub fn host(mut self, host: &str) -> Self {
+        self.hosts.push(host.to_owned());
         self
     }
 
@@ -126,7 +133,7 @@ impl Stub {
     pub fn start(options: StubOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("stub");
-        init_stub(&state, options.base_domain.as_deref()).ok();
+        init_stub_for(&state, options.base_domain.as_deref(), &options.hosts).ok();
         let config = state.join("stub.toml");
         change_settings(&config, &[("", "listen", "127.0.0.1:0".into())]);
         change_settings(&config, &options.settings);
@@ -214,7 +221,12 @@ impl Stub {
 
 /// `qtunnel stub init` for loopback.
 pub fn init_stub(dir: &Path, base_domain: Option<&str>) -> Finished {
-    let mut arguments = vec!["stub", "init", "--host", "127.0.0.1,localhost", "--dir", dir.to_str().unwrap()];
+    init_stub_for(dir, base_domain, &[])
+}
+
+fn init_stub_for(dir: &Path, base_domain: Option<&str>, hosts: &[String]) -> Finished {
+    let hosts = [&["127.0.0.1".to_owned(), "localhost".to_owned()], hosts].concat().join(",");
+    let mut arguments = vec!["stub", "init", "--host", &hosts, "--dir", dir.to_str().unwrap()];
     arguments.extend(base_domain.iter().flat_map(|domain| ["--base-domain", domain]));
     run_qtunnel(arguments)
 }
@@ -258,10 +270,21 @@ pub struct Agent {
 impl Agent {
     /// Starts one; it joins and connects in the background.
     pub fn start(stub: &Stub, cluster: &str, upstream: &Upstream, options: AgentOptions) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], stub.address.port())), stub, cluster, upstream, options)
+    }
+
+    /// The same, with the stub at another address than its own: behind a relay.
+    pub fn start_at(
+        address: SocketAddr,
+        stub: &Stub,
+        cluster: &str,
+        upstream: &Upstream,
+        options: AgentOptions,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("agent");
         let path = |path: &Path| path.to_str().unwrap().to_owned();
-        let stub_address = format!("127.0.0.1:{}", stub.address.port());
+        let stub_address = address.to_string();
         let mut arguments = ["agent", "--stub", &stub_address, "--upstream", &upstream.url].map(str::to_owned).to_vec();
         arguments.extend(["--state-dir".to_owned(), path(&state)]);
         arguments.extend(upstream.ca.iter().flat_map(|ca| ["--upstream-ca".to_owned(), path(ca)]));

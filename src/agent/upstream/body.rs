@@ -17,7 +17,7 @@ pub enum RequestBody {
     /// The agent's own, or none.
     Own(Full<Bytes>),
     /// The client's, through the tunnel.
-    Tunnelled(ReceivedBody),
+    Tunnelled(Box<ReceivedBody>),
 }
 
 impl RequestBody {
