@@ -14,6 +14,7 @@ mod relay;
 mod stream;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
+pub use congestion::BbrConfig;
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
+use qtunnel::carrier::BbrConfig;
+use quinn_proto::congestion::{ControllerFactory, CubicConfig, NewRenoConfig};
 
 /// A congestion controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -13,16 +14,19 @@ pub enum CongestionControl {
     Cubic,
     /// quinn's NewReno (RFC 9002, section 7).
     NewReno,
+    /// qtunnel's BBR, version 3.
+    Bbr,
     /// quinn's BBR, the first version of that algorithm; marked experimental there.
     QuinnBbr,
 }
 
 impl CongestionControl {
-    pub(super) fn factory(self, _seed: u64) -> Arc<dyn ControllerFactory + Send + Sync> {
+    pub(super) fn factory(self, seed: u64) -> Arc<dyn ControllerFactory + Send + Sync> {
         match self {
             Self::Cubic => Arc::new(CubicConfig::default()),
             Self::NewReno => Arc::new(NewRenoConfig::default()),
-            Self::QuinnBbr => Arc::new(BbrConfig::default()),
+            Self::Bbr => Arc::new(BbrConfig::seeded(seed)),
+            Self::QuinnBbr => Arc::new(quinn_proto::congestion::BbrConfig::default()),
         }
     }
 }
@@ -32,6 +36,7 @@ impl fmt::Display for CongestionControl {
         f.pad(match self {
             Self::Cubic => "cubic",
             Self::NewReno => "new-reno",
+            Self::Bbr => "bbr",
             Self::QuinnBbr => "quinn-bbr",
         })
     }
