@@ -8,6 +8,7 @@
 //! comes back.
 
 mod bbr;
+mod choice;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use tokio::sync::Notify;
 
 pub use bbr::BbrConfig;
+pub use choice::CongestionControl;
 
 /// What the congestion controllers of one connection, one for each of its paths, share with its heartbeat.
 ///

@@ -14,7 +14,7 @@ mod relay;
 mod stream;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
-pub use congestion::BbrConfig;
+pub use congestion::{BbrConfig, CongestionControl};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};

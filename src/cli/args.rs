@@ -9,6 +9,7 @@ use http::Uri;
 use jiff::SignedDuration;
 
 use crate::agent::StubAddress;
+use crate::carrier::CongestionControl;
 use crate::pki::{HostName, JoinToken};
 use crate::wire::ClusterId;
 
@@ -143,6 +144,9 @@ pub struct StubRunArgs {
     /// Where to listen, TCP and UDP, instead of what the settings file says.
     #[arg(long, env = "QTUNNEL_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// How congestion on the way to agents is controlled, instead of what the settings file says.
+    #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
+    pub congestion: Option<CongestionControl>,
 }
 
 /// `qtunnel token`.
@@ -219,6 +223,9 @@ pub struct AgentArgs {
     /// How long a connection and its streams live without a packet from the stub [default: 5m].
     #[arg(long, env = "QTUNNEL_IDLE_TIMEOUT", value_name = "DURATION")]
     pub idle_timeout: Option<SignedDuration>,
+    /// How congestion on the way to the stub is controlled [default: bbr].
+    #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
+    pub congestion: Option<CongestionControl>,
 }
 
 /// How an agent makes requests.

@@ -41,6 +41,9 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    if let Some(congestion) = args.congestion {
+        config.agents.congestion = congestion;
+    }
     let shutdown = shutdown_on_signal()?;
     let stub = Stub::bind(config).await?;
     tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP for agents");
@@ -103,6 +106,8 @@ mode = "allow-all"
 # idle_timeout = "5m"
 # Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms.
 # stream_window = 16777216
+# How congestion on the way to agents is controlled: bbr, or cubic, which sends next to nothing where packets get lost.
+# congestion = "bbr"
 
 [limits]
 # Connections of clients at once.

@@ -133,8 +133,9 @@ impl Bbr {
     }
 
     /// Reckons what quinn may have in flight.
-    pub(super) fn update_window(&mut self, now: Instant, is_app_limited: bool) {
+    pub(super) fn update_window(&mut self, now: Instant) {
         let in_flight = self.delivery.in_flight();
+        let bdp = self.inflight(1.0);
         let control = &mut self.control;
         let elapsed = now.saturating_duration_since(control.credited);
         control.credited = now;
@@ -142,15 +143,18 @@ impl Bbr {
             control.window = control.cwnd;
             return;
         };
-        // More than a round trip's worth would be a burst into a path that has been idle.
-        let most = (rate * min_rtt.as_secs_f64()).max(control.send_quantum() as f64);
+        if self.has_nothing_to_send {
+            // The next bytes may be written when no acknowledgement is under way that could raise the window. With a window
+            // of one bandwidth-delay product quinn paces them at 5/4 of the bandwidth (section 5.4: "at exactly BBR.bw").
+            control.credit = 0.0;
+            control.window = if self.full_pipe.reached { control.cwnd.min(bdp) } else { control.cwnd };
+            return;
+        }
+        // What the congestion window forbade to send is not sent later, nor more than a round trip's worth at once.
+        let room = control.cwnd.saturating_sub(in_flight) as f64;
+        let most = (rate * min_rtt.as_secs_f64()).max(control.send_quantum() as f64).min(room);
         control.credit = (control.credit + rate * elapsed.as_secs_f64()).min(most);
-        control.window = match is_app_limited {
-            // The next bytes may be written when no acknowledgement is under way that could raise the window. quinn's
-            // own pacing has to do.
-            true => control.cwnd,
-            false => (in_flight + control.credit as u64).max(control.min_pipe_cwnd()).min(control.cwnd),
-        };
+        control.window = (in_flight + control.credit as u64).max(control.min_pipe_cwnd());
     }
 
     /// `SetPacingRate` (section 5.6.2).

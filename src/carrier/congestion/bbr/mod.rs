@@ -84,6 +84,8 @@ struct Bbr {
     cycle: Cycle,
     probe_rtt: ProbeRtt,
     control: Control,
+    /// Whether the application had nothing to send when the last acknowledgements came.
+    has_nothing_to_send: bool,
     /// The smoothed round trip time, without what the peer delayed acknowledgements by.
     smoothed_rtt: Duration,
     random: SmallRng,
@@ -100,6 +102,7 @@ impl Bbr {
             cycle: Cycle::new(now),
             probe_rtt: ProbeRtt::default(),
             control: Control::new(now, mtu),
+            has_nothing_to_send: false,
             smoothed_rtt: Duration::MAX,
             random,
         }
@@ -156,7 +159,8 @@ impl Controller for Bbr {
         if let Some(sample) = sample {
             self.update_on_ack(now, &sample);
         }
-        self.update_window(now, app_limited);
+        self.has_nothing_to_send = app_limited;
+        self.update_window(now);
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
@@ -170,7 +174,7 @@ impl Controller for Bbr {
         if is_persistent_congestion {
             self.control.on_persistent_congestion();
         }
-        self.update_window(now, self.delivery.is_app_limited());
+        self.update_window(now);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
