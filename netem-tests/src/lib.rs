@@ -6,6 +6,7 @@
 //! - [`interrupt`]: cleaning up when asked to stop.
 //! - [`profile`]: networks by name, in TOML.
 //! - [`relay`]: a backend in this process, for sockets on loopback; needs no privileges.
+//! - [`simulation`]: QUIC over a link in simulated time.
 //! - [`tun`]: a backend for unchanged programs, between two network namespaces; needs root.
 //! - [`units`]: rates, probabilities, times and sizes as people write them.
 
@@ -18,5 +19,6 @@ pub mod interrupt;
 pub mod link;
 pub mod profile;
 pub mod relay;
+pub mod simulation;
 pub mod tun;
 pub mod units;

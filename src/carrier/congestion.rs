@@ -7,6 +7,9 @@
 //! what a probe would be (RFC 9002, section 7.5 exempts those from the window): rare, small, and sent only while nothing
 //! comes back.
 
+mod bbr;
+mod choice;
+
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +18,9 @@ use std::time::Instant;
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use tokio::sync::Notify;
+
+pub use bbr::BbrConfig;
+pub use choice::CongestionControl;
 
 /// What the congestion controllers of one connection, one for each of its paths, share with its heartbeat.
 ///

@@ -18,6 +18,7 @@ mod tcp;
 mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
+pub use congestion::{BbrConfig, CongestionControl};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
-use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::congestion::{Pulse, PulsedFactory};
+use super::congestion::{CongestionControl, Pulse, PulsedFactory};
 use super::stream::{Connection, ConnectionEnd};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
@@ -33,6 +32,8 @@ pub struct QuicSettings {
     /// What the kernel is asked to buffer per socket and direction, in bytes. quinn sets none, and the kernel's default
     /// loses packets at multi-gigabit rates. Default 8 MiB; the kernel may grant less (`net.core.rmem_max`).
     pub socket_buffer: usize,
+    /// What decides how much this end has in flight. Default Cubic.
+    pub congestion: CongestionControl,
     /// By what a listening end that lost its state, because it was started again, can tell its peers so at once (RFC 9000,
     /// section 10.3); they would wait for the idle timeout otherwise. It has to be the same after the restart. Default: one
     /// that is forgotten.
@@ -76,6 +77,7 @@ impl Default for QuicSettings {
             stream_window: 16 << 20,
             send_window: 64 << 20,
             socket_buffer: 8 << 20,
+            congestion: CongestionControl::default(),
             reset_secret: None,
         }
     }
@@ -120,10 +122,7 @@ impl QuicSettings {
             .send_window(self.send_window)
             .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
             .datagram_send_buffer_size(DATAGRAM_BUFFER)
-            .congestion_controller_factory(Arc::new(PulsedFactory::new(
-                Arc::new(CubicConfig::default()),
-                pulse.clone(),
-            )));
+            .congestion_controller_factory(Arc::new(PulsedFactory::new(self.congestion.controllers(), pulse.clone())));
         transport
     }
 }

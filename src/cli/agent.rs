@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::args::{AgentArgs, AgentAuth, AgentCarrier, UpstreamArgs};
 use super::{CommandResult, shutdown_on_signal};
 use crate::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, Proxy, StubAddress};
-use crate::carrier::QuicSettings;
+use crate::carrier::{CongestionControl, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use crate::pki::{JoinToken, private_file};
@@ -45,6 +45,7 @@ struct AgentFile {
     drain_timeout: Option<SignedDuration>,
     response_timeout: Option<SignedDuration>,
     idle_timeout: Option<SignedDuration>,
+    congestion: Option<CongestionControl>,
 }
 
 /// Flags and environment over the settings file.
@@ -95,7 +96,11 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
         policy,
         drain_timeout: duration(args.drain_timeout, file.drain_timeout, Duration::from_secs(30)),
         response_timeout: duration(args.response_timeout, file.response_timeout, Duration::from_secs(300)),
-        quic: QuicSettings { idle_timeout: duration(args.idle_timeout, file.idle_timeout, quic.idle_timeout), ..quic },
+        quic: QuicSettings {
+            idle_timeout: duration(args.idle_timeout, file.idle_timeout, quic.idle_timeout),
+            congestion: args.congestion.or(file.congestion).unwrap_or_default(),
+            ..quic
+        },
     })
 }
 

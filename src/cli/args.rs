@@ -10,6 +10,7 @@ use jiff::SignedDuration;
 
 use super::manifest::{ImageName, ImpersonatedGroup, ImpersonatedUser, Namespace};
 use crate::agent::StubAddress;
+use crate::carrier::CongestionControl;
 use crate::pki::{HostName, JoinToken};
 use crate::wire::ClusterId;
 
@@ -147,6 +148,9 @@ pub struct StubRunArgs {
     /// Where to listen, TCP and UDP, instead of what the settings file says.
     #[arg(long, env = "QTUNNEL_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// How congestion on the way to agents is controlled, instead of what the settings file says.
+    #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
+    pub congestion: Option<CongestionControl>,
 }
 
 /// `qtunnel token`.
@@ -281,6 +285,9 @@ pub struct AgentArgs {
     /// How long a connection and its streams live without a packet from the stub [default: 5m].
     #[arg(long, env = "QTUNNEL_IDLE_TIMEOUT", value_name = "DURATION")]
     pub idle_timeout: Option<SignedDuration>,
+    /// How congestion on the way to the stub is controlled [default: cubic].
+    #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
+    pub congestion: Option<CongestionControl>,
 }
 
 /// Which carriers an agent uses.

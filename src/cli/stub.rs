@@ -44,6 +44,9 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    if let Some(congestion) = args.congestion {
+        config.agents.congestion = congestion;
+    }
     let shutdown = shutdown_on_signal()?;
     let stub = Stub::bind(config).await?;
     reload_on_hangup(stub.reload())?;
@@ -142,6 +145,9 @@ sink = "none"
 # idle_timeout = "5m"
 # Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms. At least 256 KiB over TCP.
 # stream_window = 16777216
+# How congestion on the way to agents is controlled: cubic, or bbr, which is new and does not
+# take every lost packet for congestion.
+# congestion = "cubic"
 
 [limits]
 # Connections on the TCP port at once: clients, and agents over TCP.

@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use super::audit::{AuditConfig, SinkConfig};
-use crate::carrier::{QuicSettings, TcpSettings};
+use crate::carrier::{CongestionControl, QuicSettings, TcpSettings};
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
@@ -97,6 +97,8 @@ pub struct AgentsConfig {
     pub idle_timeout: SignedDuration,
     /// Bytes that one stream may have in flight towards the stub. Default 16 MiB: 1 Gbit/s at 100 ms.
     pub stream_window: u32,
+    /// How much the stub has in flight towards agents: `cubic` or `bbr`. Default `cubic`.
+    pub congestion: CongestionControl,
 }
 
 impl Default for AgentsConfig {
@@ -107,6 +109,7 @@ impl Default for AgentsConfig {
             report_interval: SignedDuration::from_secs(5),
             idle_timeout: SignedDuration::from_mins(5),
             stream_window: quic.stream_window,
+            congestion: quic.congestion,
         }
     }
 }
@@ -122,6 +125,7 @@ impl AgentsConfig {
             idle_timeout: self.idle_timeout.unsigned_abs(),
             keep_alive: KEEP_ALIVE,
             stream_window: self.stream_window,
+            congestion: self.congestion,
             ..QuicSettings::default()
         }
     }
