@@ -21,6 +21,9 @@ const MIN_PIPE_PACKETS: u64 = 4;
 /// The largest `C.send_quantum`.
 const MAX_SEND_QUANTUM: u64 = 64 * 1024;
 
+/// The part of a round trip (one in so many) that acknowledgements may be away without loss of credit.
+const SILENCE_MADE_GOOD: u64 = 8;
+
 /// What is controlled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Control {
@@ -136,23 +139,30 @@ impl Bbr {
     pub(super) fn update_window(&mut self, now: Instant) {
         let in_flight = self.delivery.in_flight();
         let bdp = self.inflight(1.0);
+        let full = self.inflight(self.state.pacing_gain()) + self.model.extra_acked();
         let control = &mut self.control;
         let elapsed = now.saturating_duration_since(control.credited);
         control.credited = now;
-        let (Some(rate), Some(min_rtt)) = (control.pacing_rate, self.model.min_rtt()) else {
-            control.window = control.cwnd;
-            return;
+        let rate = match control.pacing_rate {
+            Some(rate) if self.full_pipe.reached => rate,
+            // In Startup acknowledgements come in a clump each round, with silence between, in which a credit would not
+            // grow. The congestion window is what is right for the round, and quinn's pacing spreads it.
+            _ => {
+                control.window = control.cwnd;
+                return;
+            }
         };
         if self.has_nothing_to_send {
             // The next bytes may be written when no acknowledgement is under way that could raise the window. With a window
             // of one bandwidth-delay product quinn paces them at 5/4 of the bandwidth (section 5.4: "at exactly BBR.bw").
             control.credit = 0.0;
-            control.window = if self.full_pipe.reached { control.cwnd.min(bdp) } else { control.cwnd };
+            control.window = control.cwnd.min(bdp);
             return;
         }
-        // What the congestion window forbade to send is not sent later, nor more than a round trip's worth at once.
-        let room = control.cwnd.saturating_sub(in_flight) as f64;
-        let most = (rate * min_rtt.as_secs_f64()).max(control.send_quantum() as f64).min(room);
+        // While no acknowledgements came the path may have run empty. What would have been sent meanwhile can fill it
+        // again; more than that would be a queue, because the path does not get the lost time back.
+        let lacking = full.saturating_sub(in_flight).max(bdp / SILENCE_MADE_GOOD).max(control.send_quantum());
+        let most = lacking.min(control.cwnd.saturating_sub(in_flight)) as f64;
         control.credit = (control.credit + rate * elapsed.as_secs_f64()).min(most);
         control.window = (in_flight + control.credit as u64).max(control.min_pipe_cwnd());
     }

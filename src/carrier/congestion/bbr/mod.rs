@@ -108,6 +108,14 @@ impl Bbr {
         }
     }
 
+    fn on_packet_acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, smoothed_rtt: Duration) {
+        if app_limited {
+            self.delivery.mark_app_limited();
+        }
+        self.smoothed_rtt = smoothed_rtt;
+        self.delivery.on_ack(now, sent, bytes);
+    }
+
     /// `UpdateOnACK` (section 5.2.3).
     fn update_on_ack(&mut self, now: Instant, sample: &Sample) {
         self.update_model_and_state(now, sample);
@@ -147,11 +155,7 @@ impl Controller for Bbr {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        if app_limited {
-            self.delivery.mark_app_limited();
-        }
-        self.smoothed_rtt = rtt.get();
-        self.delivery.on_ack(now, sent, bytes);
+        self.on_packet_acked(now, sent, bytes, app_limited, rtt.get());
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {

@@ -1,0 +1,77 @@
+//! What the congestion controllers do on bad networks, in simulated time. Runs are the same on every machine, so the
+//! margins are of what may change with the implementation, not of chance.
+
+use std::time::Duration;
+
+use netem_tests::link::Direction;
+use netem_tests::profile::Profiles;
+use netem_tests::simulation::{CongestionControl, Flow, FlowReport, Scenario};
+
+/// Flows that start together; measured is what comes after `warm_up` seconds.
+fn run(profile: &str, controls: &[CongestionControl], warm_up: u64, seconds: u64) -> Vec<FlowReport> {
+    let profiles = Profiles::built_in().unwrap();
+    let flows: Vec<_> = controls.iter().map(|&control| Flow { control, start: Duration::ZERO }).collect();
+    let scenario = Scenario {
+        profile: profiles.get(profile).unwrap(),
+        direction: Direction::Up,
+        flows: &flows,
+        measure_from: Duration::from_secs(warm_up),
+        end: Duration::from_secs(seconds),
+        seed: 1,
+    };
+    scenario.run().unwrap()
+}
+
+fn alone(profile: &str, control: CongestionControl, seconds: u64) -> FlowReport {
+    run(profile, &[control], 0, seconds).remove(0)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let report = || alone("lossy-5", CongestionControl::Bbr, 3);
+    assert_eq!(report(), report());
+}
+
+#[test]
+fn bbr_uses_a_third_of_a_path_that_loses_two_percent_and_cubic_next_to_nothing() {
+    let bbr = alone("lossy-2", CongestionControl::Bbr, 15).goodput;
+    let cubic = alone("lossy-2", CongestionControl::Cubic, 15).goodput;
+    assert!(bbr > 100e6, "{bbr}");
+    assert!(cubic < 10e6, "{cubic}");
+}
+
+#[test]
+fn bbr_fills_a_clean_path_without_a_queue() {
+    let report = run("wan-50ms", &[CongestionControl::Bbr], 2, 15).remove(0);
+    assert!(report.goodput > 0.93 * 300e6, "{report:?}");
+    assert!(report.rtt_p50 < Duration::from_millis(60), "{report:?}");
+    assert!(report.retransmitted < 0.01, "{report:?}");
+}
+
+#[test]
+fn bbr_keeps_a_deep_queue_short_where_cubic_fills_it() {
+    let bbr = alone("bufferbloat-10mbit", CongestionControl::Bbr, 20);
+    let cubic = alone("bufferbloat-10mbit", CongestionControl::Cubic, 20);
+    assert!(bbr.goodput > 0.9 * cubic.goodput, "{bbr:?} {cubic:?}");
+    assert!(bbr.rtt_p99 < cubic.rtt_p50 / 4, "{bbr:?} {cubic:?}");
+}
+
+#[test]
+fn a_cubic_flow_beside_bbr_keeps_a_share_of_the_path() {
+    let [bbr, cubic] = run("wan-50ms", &[CongestionControl::Bbr, CongestionControl::Cubic], 20, 60).try_into().unwrap();
+    assert!(cubic.goodput > 0.2 * bbr.goodput, "{bbr:?} {cubic:?}");
+    assert!(bbr.goodput > 0.2 * cubic.goodput, "{bbr:?} {cubic:?}");
+}
+
+#[test]
+fn two_bbr_flows_share_a_path() {
+    let [one, other] = run("wan-50ms", &[CongestionControl::Bbr; 2], 10, 30).try_into().unwrap();
+    assert!(one.goodput < 2.0 * other.goodput && other.goodput < 2.0 * one.goodput, "{one:?} {other:?}");
+}
+
+#[test]
+fn slow_start_into_a_shallow_queue_can_cost_a_cubic_connection_its_life() {
+    // quinn keeps at most 1,024 pieces of a stream apart and ends the connection when there are more.
+    let report = alone("wan-50ms", CongestionControl::Cubic, 5);
+    assert!(report.broken.is_some_and(|reason| reason.contains("too many gaps")));
+}
