@@ -76,7 +76,8 @@ impl Bbr {
         if !self.full_pipe.reached || self.adapt_long_term_model(sample) {
             return;
         }
-        match self.state {
+        let state = self.state;
+        match state {
             State::ProbeBwDown if self.is_time_to_probe_bw(now) => self.start_probe_bw_refill(),
             State::ProbeBwDown if self.is_time_to_cruise() => self.start_probe_bw_cruise(),
             State::ProbeBwCruise if self.is_time_to_probe_bw(now) => self.start_probe_bw_refill(),
@@ -84,11 +85,9 @@ impl Bbr {
                 self.cycle.is_probe_sample = true;
                 self.start_probe_bw_up(sample);
             }
-            State::ProbeBwUp => {
-                if self.is_time_to_go_down(sample) {
-                    self.cycle.prev_probe_too_high = false;
-                    self.start_probe_bw_down(now);
-                }
+            State::ProbeBwUp if self.is_time_to_go_down(sample) => {
+                self.cycle.prev_probe_too_high = false;
+                self.start_probe_bw_down(now);
             }
             _ => {}
         }

@@ -170,7 +170,11 @@ fn the_round_trip_time_is_measured_again_after_ten_seconds_with_half_of_the_path
     assert!(sender.bbr.control.cwnd() > window_before);
     assert!(sender.bbr.model.min_rtt().unwrap() < RTT + Duration::from_millis(1));
     sender.run_for(RTT * 4);
-    assert!(sender.in_flight < BDP * 9 / 8 + 20 * MSS, "what was not sent meanwhile was sent later: {}", sender.in_flight);
+    assert!(
+        sender.in_flight < BDP * 9 / 8 + 20 * MSS,
+        "what was not sent meanwhile was sent later: {}",
+        sender.in_flight
+    );
 }
 
 #[test]
