@@ -57,6 +57,8 @@ enum Task {
         to: SocketAddr,
     },
     /// Compare congestion controllers over a link in simulated time, one bulk transfer each; prints Markdown.
+    ///
+    /// Nothing is sent anywhere, so it needs no privileges and does not depend on how busy the machine is.
     Simulate(SimulateArgs),
 }
 
