@@ -1,0 +1,136 @@
+//! The stub's settings file, `stub.toml`: one file for each of its sections.
+
+mod admin;
+mod agents;
+mod authentication;
+mod authorization;
+mod limits;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use admin::AdminConfig;
+pub use agents::AgentsConfig;
+pub use authentication::AuthenticationConfig;
+pub use authorization::AuthorizationConfig;
+pub use limits::LimitsConfig;
+
+use super::audit::{AuditConfig, SinkConfig};
+use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
+
+/// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StubConfig {
+    /// The stub's name in logs and at its agents. Default `stub`.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// Where to listen: TCP for users, UDP for agents, and TCP for agents whose network blocks UDP.
+    pub listen: SocketAddr,
+    /// What users and agents dial (`host:port`), for kubeconfig files and join instructions.
+    pub public_address: String,
+    /// With it, each cluster also has the host name `<id>.<base_domain>`.
+    #[serde(default)]
+    pub base_domain: Option<String>,
+    /// Where keys, join tokens and known clusters are kept; relative to the settings file. Default: beside it.
+    #[serde(default)]
+    pub state_dir: PathBuf,
+    /// Who users are.
+    #[serde(default)]
+    pub authentication: AuthenticationConfig,
+    /// What users may do.
+    pub authorization: AuthorizationConfig,
+    /// Where it is told who did what. Default: nowhere but in the access log.
+    #[serde(default)]
+    pub audit: AuditConfig,
+    /// Where programs may ask what goes on. Default: only the admin socket.
+    #[serde(default)]
+    pub admin: AdminConfig,
+    /// How agents are treated.
+    #[serde(default)]
+    pub agents: AgentsConfig,
+    /// Bounds for clients.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+}
+
+/// Why a settings file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the settings file {path}: {source}; `qtunnel stub init --dir DIR` makes one")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A value is not possible.
+    #[error("the settings file {path} is not valid: {why}")]
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// Which value, and what is possible.
+        why: String,
+    },
+    /// The file is not what it should be.
+    #[error("the settings file {path} is not valid: {source}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        source: Box<toml::de::Error>,
+    },
+}
+
+impl StubConfig {
+    /// Reads a settings file; relative paths in it become relative to its directory.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Invalid { path: path.to_owned(), source: Box::new(source) })?;
+        config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        config.state_dir = directory.join(&config.state_dir);
+        if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
+            *policy_file = directory.join(&policy_file);
+        }
+        if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
+            *path = directory.join(&path);
+        }
+        config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("agents.certificate_ttl", self.agents.certificate_ttl),
+            ("agents.idle_timeout", self.agents.idle_timeout),
+            ("limits.handshake_timeout", self.limits.handshake_timeout),
+            ("limits.dispatch_timeout", self.limits.dispatch_timeout),
+            ("limits.response_timeout", self.limits.response_timeout),
+            ("limits.silence_timeout", self.limits.silence_timeout),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| !value.is_positive()) {
+            return Err(format!("{key} has to be longer than nothing"));
+        }
+        let interval = self.agents.report_interval;
+        let allowed = MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL;
+        match interval.is_positive() && allowed.contains(&interval.unsigned_abs()) {
+            true => Ok(()),
+            false => Err(format!("agents.report_interval is {interval:#}, and has to be 10ms to 1h")),
+        }
+    }
+
+    /// Where the running stub answers `qtunnel status`.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.state_dir.join("admin.sock")
+    }
+}
+
+fn default_name() -> String {
+    "stub".to_owned()
+}
