@@ -45,6 +45,9 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    if let Some(name) = args.name {
+        config.name = name;
+    }
     if let Some(congestion) = args.congestion {
         config.agents.congestion = congestion;
     }

@@ -1,7 +1,8 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
-//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
+//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
+//! [`election::Election`], [`crate::pki::Store`].
 
 pub mod admin;
 pub mod audit;
@@ -10,6 +11,7 @@ pub mod authorize;
 mod body;
 pub mod config;
 mod dispatch;
+pub mod election;
 mod enrollment;
 mod front;
 mod meter;
@@ -39,7 +41,7 @@ pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
-use crate::kube::StaticTokens;
+use crate::kube::{ClusterAccessError, StaticTokens};
 use crate::pki::StubKeys;
 use crate::pki::{StoreError, StubKeysError, private_file};
 use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
@@ -48,6 +50,7 @@ use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig,
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
+use election::{Alone, Election, LeaseElection};
 use front::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
@@ -84,6 +87,9 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The election.
+    #[error(transparent)]
+    Election(#[from] ClusterAccessError),
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -154,6 +160,8 @@ impl Stub {
             Some(address) => Some(admin_listener(address).await?),
             None => None,
         };
+        let instance = rand::random();
+        let election = election_of(&config, instance).await?;
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(tokens),
             authorizer,
@@ -170,7 +178,8 @@ impl Stub {
             },
             tasks: TaskTracker::new(),
             keys,
-            instance: rand::random(),
+            instance,
+            election,
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -205,6 +214,7 @@ impl Stub {
         tokio::join!(
             traffic,
             admin,
+            shared.election.campaign(shutdown.clone()),
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
@@ -213,6 +223,15 @@ impl Stub {
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+/// The election of the settings. The name of a candidate has to be new with each process: one that was started again must not
+/// take the Lease for its own.
+async fn election_of(config: &StubConfig, instance: u64) -> Result<Arc<dyn Election>, StartError> {
+    let Some(election) = &config.election else { return Ok(Arc::new(Alone::default())) };
+    let identity = format!("{}_{instance:016x}", config.name);
+    let access = config.kubernetes.access();
+    Ok(Arc::new(LeaseElection::new(&access, &election.lease, identity, election.timing()).await?))
 }
 
 /// The keys of the store, with a server certificate that is not about to expire.

@@ -10,6 +10,7 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::election::Election;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
@@ -24,6 +25,8 @@ pub struct Shared {
     pub config: StubConfig,
     /// Made when the process starts: by it agents know whether two addresses lead here.
     pub instance: u64,
+    /// Which stub leads.
+    pub election: Arc<dyn Election>,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.

@@ -142,9 +142,27 @@ impl Stub {
     /// Makes a stub with `qtunnel stub init` and starts it on a port of its own.
     pub fn start(options: StubOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("stub");
-        init_stub_for(&state, options.base_domain.as_deref(), &options.hosts).ok();
-        let config = state.join("stub.toml");
+        init_stub_for(&dir.path().join("stub"), options.base_domain.as_deref(), &options.hosts).ok();
+        Self::start_in(dir, &options)
+    }
+
+    /// Starts another stub with the store of this one.
+    pub fn start_another(&self, options: &StubOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("stub").join("stub.toml");
+        std::fs::create_dir(config.parent().unwrap()).unwrap();
+        std::fs::copy(self.config(), &config).unwrap();
+        let settings: toml::Table = std::fs::read_to_string(&config).unwrap().parse().unwrap();
+        if !settings.contains_key("store") {
+            let store = self.state_dir().to_str().unwrap().to_owned();
+            change_settings(&config, &[("store", "kind", "directory".into()), ("store", "path", store.into())]);
+        }
+        Self::start_in(dir, options)
+    }
+
+    /// Starts the stub whose settings are in `stub/stub.toml` of a directory.
+    pub fn start_in(dir: TempDir, options: &StubOptions) -> Self {
+        let config = dir.path().join("stub").join("stub.toml");
         change_settings(&config, &[("", "listen", "127.0.0.1:0".into())]);
         change_settings(&config, &options.settings);
         let mut process = start_stub(&config);

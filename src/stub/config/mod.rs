@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod authentication;
 mod authorization;
+mod election;
 mod kubernetes;
 mod limits;
 mod store;
@@ -18,6 +19,7 @@ pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
+pub use election::ElectionConfig;
 pub use kubernetes::KubernetesConfig;
 pub use limits::LimitsConfig;
 pub use store::StoreConfig;
@@ -51,6 +53,9 @@ pub struct StubConfig {
     /// Where keys, join tokens and known clusters are kept, which stubs may share. Default: in `state_dir`.
     #[serde(default)]
     pub store: StoreConfig,
+    /// Which of several stubs leads. Default: no election; every stub is ready.
+    #[serde(default)]
+    pub election: Option<ElectionConfig>,
     /// The cluster that keeps Secrets and Leases, where the settings want some.
     #[serde(default)]
     pub kubernetes: KubernetesConfig,
@@ -137,6 +142,9 @@ impl StubConfig {
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| !value.is_positive()) {
             return Err(format!("{key} has to be longer than nothing"));
+        }
+        if let Some(problem) = self.election.as_ref().and_then(ElectionConfig::problem) {
+            return Err(problem.to_owned());
         }
         if self.peers.len() > MAX_LIST_ENTRIES {
             return Err(format!("peers has {} entries, and can have {MAX_LIST_ENTRIES}", self.peers.len()));
