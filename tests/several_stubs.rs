@@ -153,7 +153,7 @@ async fn stubs_with_secrets_serve_the_same_clusters_and_users() {
         assert_eq!(access(stub).get(PODS).await.status, 200);
     }
     // A kubeconfig of one stub is good at the other.
-    let elsewhere = access(&first).at(&format!("https://{}", second.address));
+    let elsewhere = access(&first).at(&format!("https://{}/clusters/{CLUSTER}", second.address));
     assert_eq!(elsewhere.get(PODS).await.status, 200);
     first.token("other");
     eventually("the other cluster at the other stub", || {

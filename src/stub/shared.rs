@@ -71,6 +71,11 @@ impl KnownClusters {
         Ok(())
     }
 
+    /// Notes that `cluster` has an agent, so that it exists, whenever the store will say so.
+    pub fn seen(&self, cluster: &ClusterId) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+    }
+
     /// Whether `cluster` exists. Looks into the store for one that has not been seen before, since `qtunnel token create`
     /// runs beside the stub.
     pub async fn contains(&self, cluster: &ClusterId) -> bool {
@@ -81,7 +86,7 @@ impl KnownClusters {
         let found = tokio::task::spawn_blocking(move || store.get(&key)).await;
         let exists = matches!(found, Ok(Ok(Some(_))));
         if exists {
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+            self.seen(cluster);
         }
         exists
     }

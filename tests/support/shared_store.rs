@@ -1,13 +1,13 @@
 //! Stubs that keep what they share in Secrets of the sample API.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use tempfile::TempDir;
 
 use super::tunnel::{SampleApi, Stub, StubOptions, init_stub};
 
@@ -25,7 +25,7 @@ pub async fn start_stub_with_secrets(api: &SampleApi, options: StubOptions) -> S
     init_stub(&dir.path().join("stub"), None).ok();
     let keys = Secret {
         metadata: kube::api::ObjectMeta { name: Some("qtunnel-stub-keys".to_owned()), ..Default::default() },
-        data: Some(take_pem_files(&dir)),
+        data: Some(take_pem_files(&dir.path().join("stub"))),
         ..Secret::default()
     };
     secrets(api).await.create(&PostParams::default(), &keys).await.unwrap();
@@ -43,9 +43,10 @@ pub async fn secrets(api: &SampleApi) -> Api<Secret> {
     Api::namespaced(administrator(api).await, "default")
 }
 
-fn take_pem_files(dir: &TempDir) -> BTreeMap<String, ByteString> {
+/// Moves the PEM files of a directory into what a Secret holds.
+pub fn take_pem_files(dir: &Path) -> BTreeMap<String, ByteString> {
     let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(dir.path().join("stub")).unwrap() {
+    for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "pem") {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
