@@ -15,6 +15,12 @@ pub trait Disconnect {
     fn disconnect(&mut self);
 }
 
+impl<S: Disconnect + ?Sized> Disconnect for &mut S {
+    fn disconnect(&mut self) {
+        (**self).disconnect();
+    }
+}
+
 /// How a relay ended, and how much it carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayEnd {

@@ -162,7 +162,9 @@ sink = "none"
 # response_timeout = "10m"
 # While an agent's connection does not answer, how long a request is waited for whose answer has not begun.
 # silence_timeout = "30s"
-# At a stop, how long requests may take to end.
+# At a stop, how long the stub still takes requests when it is not ready any more: as long as load balancers need to notice.
+# drain_delay = "1s"
+# After that, how long requests may take to end.
 # shutdown_timeout = "10s"
 "#
     )

@@ -251,6 +251,7 @@ public_address = "127.0.0.1:{port}"
 mode = "allow-all"
 
 [limits]
+drain_delay = "0s"
 shutdown_timeout = "{DRAIN_TIMEOUT:?}"
 "#
     )

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::Body;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::body::AbortOnDrop;
 use super::meter::{Meter, MeteredBody};
@@ -35,6 +36,8 @@ pub struct Exchange {
     pub stream: OpenStream,
     /// Who passed the request on.
     pub agent: AgentName,
+    /// Ready when the agent is about to stop.
+    pub leaving: WaitForCancellationFutureOwned,
 }
 
 /// A request that is ready to go.
@@ -115,7 +118,8 @@ where
                 let upload = body.take().filter(|_| !bodiless);
                 let upload = upload.map(|body| MeteredBody::new(body, stream.meter().clone()));
                 let agent = link.identity.agent.clone();
-                let exchange = Exchanging { sender, frames, stream, agent, info: outgoing.info, head: &outgoing.head };
+                let (info, head, leaving) = (outgoing.info, &outgoing.head, link.leaving());
+                let exchange = Exchanging { sender, frames, stream, agent, leaving, info, head };
                 let answered = exchange.answered(upload, outgoing.cluster, patience.response);
                 let answered = tokio::select! {
                     answered = answered => answered,
@@ -177,6 +181,7 @@ struct Exchanging<'a> {
     frames: FrameReceiver,
     stream: OpenStream,
     agent: AgentName,
+    leaving: WaitForCancellationFutureOwned,
     info: &'a RequestInfo,
     head: &'a RequestHead,
 }
@@ -187,7 +192,7 @@ impl Exchanging<'_> {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display + Send,
     {
-        let Self { mut sender, mut frames, stream, agent, info, head } = self;
+        let Self { mut sender, mut frames, stream, agent, leaving, info, head } = self;
         let lost = |why: &str| Attempt::Final(Status::lost_after_dispatch(cluster, why));
         let mut upload = None;
         let mut upgrading = None;
@@ -207,7 +212,7 @@ impl Exchanging<'_> {
         };
         match frame {
             Ok(Some(Frame::ResponseHead(head))) => {
-                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent })
+                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent, leaving })
             }
             Ok(Some(Frame::Failure(reported))) => Err(failed(reported, head, info, cluster)),
             Err(ReceiveError::Stream(StreamReadError::Reset(ErrorCode::NotDispatched))) => {

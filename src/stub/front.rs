@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -25,6 +25,7 @@ use super::request;
 use super::shared::Shared;
 use super::tunnel;
 use crate::carrier::Disconnect;
+use crate::kube::Status;
 use crate::pki::Validity;
 use crate::pki::{CertificateError, user_identity};
 use crate::wire::limits::MAX_HEAD_LENGTH;
@@ -39,6 +40,8 @@ pub struct ClientConnection {
     pub server_name: Option<String>,
     /// The client's certificate, if it presented one; TLS has verified it.
     pub certificate: Option<ClientCertificate>,
+    /// Of a connection that came too late, because the stub was about to stop: to be cancelled when its client knows.
+    turned_away: Option<CancellationToken>,
 }
 
 /// A client's certificate, parsed once.
@@ -63,35 +66,18 @@ pub struct PortTls {
     pub agents: Arc<ServerConfig>,
 }
 
-/// Accepts clients and agents until `shutdown`, then lets the clients' requests end.
-pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutdown: CancellationToken) {
+/// Accepts clients and agents. When the stub is about to stop it tells those who come that it is.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
-    while let Some(Ok(place)) = shutdown.run_until_cancelled(places.clone().acquire_owned()).await {
-        let accepted = match shutdown.run_until_cancelled(listener.accept()).await {
-            Some(accepted) => accepted,
-            None => break,
-        };
-        match accepted {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        match listener.accept().await {
             Ok((socket, address)) => {
-                let (shared, tls, shutdown) = (shared.clone(), tls.clone(), shutdown.clone());
-                shared.clone().tasks.spawn(async move {
-                    match handshake(&shared, socket, &tls).await {
-                        Ok(Accepted::Client(socket)) => {
-                            if let Err(error) = serve_client(shared, socket, address, shutdown).await {
-                                tracing::debug!(%address, "a client's connection ended: {error}");
-                            }
-                            drop(place);
-                        }
-                        Ok(Accepted::Agent(socket)) => {
-                            // A stop waits for requests, not for agents: they stay to serve them.
-                            tokio::spawn(async move {
-                                tunnel::serve_over_tcp(&shared, socket, address, shutdown).await;
-                                drop(place);
-                            });
-                        }
-                        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
-                    }
-                });
+                let serving = serve(shared.clone(), socket, address, tls.clone(), place);
+                // A stop waits for the requests of those that came in time.
+                match shared.drain.is_closing() {
+                    true => drop(tokio::spawn(serving)),
+                    false => drop(shared.tasks.spawn(serving)),
+                }
             }
             Err(error) => {
                 // Mostly a lack of file descriptors: trying again at once would only burn a core.
@@ -99,6 +85,33 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutd
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    socket: TcpStream,
+    address: SocketAddr,
+    tls: PortTls,
+    place: OwnedSemaphorePermit,
+) {
+    match handshake(&shared, socket, &tls).await {
+        Ok(Accepted::Client(socket)) => {
+            if let Err(error) = serve_client(shared, socket, address).await {
+                tracing::debug!(%address, "a client's connection ended: {error}");
+            }
+            drop(place);
+        }
+        // It had better try another stub.
+        Ok(Accepted::Agent(_)) if shared.drain.is_announced() => {}
+        Ok(Accepted::Agent(socket)) => {
+            // A stop waits for requests, not for agents: they stay to serve them.
+            tokio::spawn(async move {
+                tunnel::serve_over_tcp(&shared, socket, address).await;
+                drop(place);
+            });
+        }
+        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
     }
 }
 
@@ -140,13 +153,17 @@ fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_some_and(|mut names| names.any(|name| [ALPN_TUNNEL_TCP, ALPN_ENROLLMENT_TCP].contains(&name)))
 }
 
-async fn serve_client(
-    shared: Arc<Shared>,
-    socket: Socket,
-    address: SocketAddr,
-    shutdown: CancellationToken,
-) -> Result<(), ConnectionError> {
-    let connection = Arc::new(ClientConnection::of(&socket, address)?);
+async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) -> Result<(), ConnectionError> {
+    let turned_away = shared.drain.is_closing().then(CancellationToken::new);
+    let drain = shared.drain.clone();
+    let told = turned_away.clone();
+    let closing = async move {
+        match told {
+            Some(told) => told.cancelled().await,
+            None => drain.closing().await,
+        }
+    };
+    let connection = Arc::new(ClientConnection::of(&socket, address, turned_away)?);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
     let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
@@ -165,7 +182,7 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     } else {
@@ -178,14 +195,18 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }
 }
 
 impl ClientConnection {
-    fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
+    fn of(
+        socket: &Socket,
+        address: SocketAddr,
+        turned_away: Option<CancellationToken>,
+    ) -> Result<Self, CertificateError> {
         let (_, tls) = socket.get_ref();
         let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
             Some(certificate) => {
@@ -193,7 +214,23 @@ impl ClientConnection {
             }
             None => None,
         };
-        Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })
+        Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate, turned_away })
+    }
+
+    /// Whether requests may be made here.
+    ///
+    /// # Errors
+    ///
+    /// 429 on a connection that came when the stub was already closing: nothing has happened, so clients make the request
+    /// again, on another connection.
+    pub fn let_in(&self) -> Result<(), Status> {
+        match &self.turned_away {
+            None => Ok(()),
+            Some(told) => {
+                told.cancel();
+                Err(Status::draining())
+            }
+        }
     }
 }
 

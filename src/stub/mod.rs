@@ -10,7 +10,10 @@ pub mod authorize;
 mod body;
 pub mod config;
 mod dispatch;
+mod drain;
 mod enrollment;
+mod event_stream;
+mod farewell;
 mod front;
 mod meter;
 mod metrics;
@@ -48,6 +51,7 @@ use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig,
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
+use drain::Drain;
 use front::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
@@ -170,6 +174,7 @@ impl Stub {
                 silence: config.limits.silence(),
             },
             tasks: TaskTracker::new(),
+            drain: Drain::default(),
             keys,
             config,
         });
@@ -187,19 +192,27 @@ impl Stub {
         self.reload.clone()
     }
 
-    /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
+    /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
-        let admin = Admin::new(shared.clone(), shutdown.clone()).run(admin, admin_listener, stopped.clone());
+        let admin = Admin::new(shared.clone()).run(admin, admin_listener, stopped.clone());
         let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
         let traffic = async {
-            tokio::join!(
-                front::run(shared.clone(), front, tls, shutdown.clone()),
-                tunnel::run(shared.clone(), tunnel, shutdown.clone()),
-            );
+            let draining = async {
+                shutdown.cancelled().await;
+                drain::run(&shared).await;
+            };
+            // Both go on while the stub drains, and tell those who come that it does.
+            let serving =
+                async { tokio::join!(front::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel)) };
+            tokio::select! {
+                _ = serving => {}
+                () = draining => {}
+            }
+            tunnel::hang_up(&shared, &tunnel).await;
             stopped.cancel();
         };
         tokio::join!(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout_at;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::meter::{Meter, StreamMeter};
 use crate::carrier::{Connection, PathState};
@@ -34,6 +35,7 @@ pub struct AgentLink {
     /// How long it may go without a report before it is late.
     patience: Duration,
     path: watch::Receiver<PathState>,
+    leaving: CancellationToken,
     state: Mutex<LinkState>,
     traffic: Arc<Traffic>,
 }
@@ -97,7 +99,7 @@ impl Registry {
         links.retain(|other| match link.succeeds(other) {
             Succession::None => true,
             Succession::Moved => {
-                other.drain();
+                other.set_aside();
                 true
             }
             Succession::Superseded => {
@@ -203,6 +205,7 @@ impl AgentLink {
             connection,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
+            leaving: CancellationToken::new(),
             state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false }),
             traffic: Arc::default(),
         }
@@ -215,8 +218,21 @@ impl AgentLink {
         state.report = Some(report);
     }
 
-    /// Notes that the agent takes no new requests.
-    pub fn drain(&self) {
+    /// Notes that the agent takes no new requests, because it is about to stop.
+    pub fn leave(&self) {
+        // A connection that another one of the same agent has replaced is not an agent that stops.
+        if !std::mem::replace(&mut self.state().draining, true) {
+            self.leaving.cancel();
+        }
+    }
+
+    /// Ready once the agent is about to stop.
+    pub fn leaving(&self) -> WaitForCancellationFutureOwned {
+        self.leaving.clone().cancelled_owned()
+    }
+
+    /// Notes that another connection of the same agent takes the new requests.
+    fn set_aside(&self) {
         self.state().draining = true;
     }
 

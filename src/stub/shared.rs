@@ -11,6 +11,7 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::drain::Drain;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
@@ -44,6 +45,8 @@ pub struct Shared {
     pub patience: Patience,
     /// Everything that a stop waits for.
     pub tasks: TaskTracker,
+    /// How far a stop has come.
+    pub drain: Drain,
 }
 
 /// The clusters that somebody has made a join token for: a file for each in the state directory.
