@@ -38,6 +38,8 @@ pub struct Session {
     /// When a better connection has taken this one's place: no more requests come here, and those that are here end when
     /// they end.
     pub replaced: CancellationToken,
+    /// Cancelled when the stub says that it is about to stop.
+    pub told_to_leave: CancellationToken,
     /// How long requests may take to end at a stop.
     pub drain_timeout: Duration,
 }
@@ -201,7 +203,10 @@ impl Session {
                             renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                         }
                         Some(Frame::Refused(refused)) => renewal.refused(&refused),
-                        Some(Frame::Drain(drain)) => tracing::info!("the stub is about to stop: {}", drain.reason),
+                        Some(Frame::Drain(drain)) => {
+                            tracing::info!("the stub is about to stop: {}", drain.reason);
+                            self.told_to_leave.cancel();
+                        }
                         Some(_) => {}
                         None => return Err(SessionEnd::ControlStreamEnded),
                     }

@@ -102,8 +102,6 @@ async fn serve(
             }
             drop(place);
         }
-        // It had better try another stub.
-        Ok(Accepted::Agent(_)) if shared.drain.is_announced() => {}
         Ok(Accepted::Agent(socket)) => {
             // A stop waits for requests, not for agents: they stay to serve them.
             tokio::spawn(async move {
@@ -140,6 +138,9 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
     let accepting = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         if offers_tunnel(&start.client_hello()) {
+            if shared.drain.is_announced() {
+                return Err(io::Error::other("the stub is about to stop, and the agent had better try another one"));
+            }
             start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
         } else {
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::meter::{Meter, StreamMeter};
 use crate::carrier::{Connection, PathState};
 use crate::pki::AgentIdentity;
-use crate::wire::{Carrier, ClusterId, ErrorCode, Hello, Report};
+use crate::wire::{ClusterId, ErrorCode, Hello, Report};
 
 /// The agents that are connected now.
 #[derive(Debug, Default)]
@@ -54,6 +54,8 @@ struct LinkState {
     heard_at: Instant,
     report: Option<Report>,
     draining: bool,
+    /// Whether it is draining because another connection has taken its place.
+    set_aside: bool,
 }
 
 /// How fit an agent is for the next request, best first.
@@ -74,10 +76,10 @@ pub enum Fitness {
 enum Succession {
     /// Nothing: they are two agents.
     None,
-    /// The agent's process has moved from TCP to QUIC: requests that are open end where they are.
+    /// The agent's process has moved to the other carrier: requests that are open end where they are. Over QUIC they can
+    /// wait there for a network that lets no UDP pass for the moment.
     Moved,
-    /// The older one is dead, or somebody has copied the agent's key; either way two would not be one agent. An agent that
-    /// falls back from QUIC to TCP has given up the older one too.
+    /// The older one is dead, or somebody has copied the agent's key; either way two would not be one agent.
     Superseded,
 }
 
@@ -90,19 +92,25 @@ pub enum Unavailable {
     AllSuspect(Instant),
 }
 
+/// The most connections of one agent: one for new requests, and those on which older ones end. An agent that goes to and fro
+/// between carriers has no more.
+const MAX_CONNECTIONS: usize = 4;
+
 impl Registry {
     /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
     pub fn add(&self, link: Arc<AgentLink>) {
         let mut superseded = Vec::new();
         let mut clusters = self.lock();
         let links = clusters.entry(link.identity.cluster.clone()).or_default();
+        let mut left = links.iter().filter(|other| link.succeeds(other) == Succession::Moved).count();
         links.retain(|other| match link.succeeds(other) {
             Succession::None => true,
-            Succession::Moved => {
+            Succession::Moved if left < MAX_CONNECTIONS => {
                 other.set_aside();
                 true
             }
-            Succession::Superseded => {
+            Succession::Moved | Succession::Superseded => {
+                left = left.saturating_sub(1);
                 superseded.push(other.clone());
                 false
             }
@@ -206,7 +214,7 @@ impl AgentLink {
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
             leaving: CancellationToken::new(),
-            state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false }),
+            state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false, set_aside: false }),
             traffic: Arc::default(),
         }
     }
@@ -233,7 +241,13 @@ impl AgentLink {
 
     /// Notes that another connection of the same agent takes the new requests.
     fn set_aside(&self) {
-        self.state().draining = true;
+        let mut state = self.state();
+        state.draining = true;
+        state.set_aside = true;
+    }
+
+    fn is_set_aside(&self) -> bool {
+        self.state().set_aside
     }
 
     /// The agent's latest report.
@@ -264,10 +278,10 @@ impl AgentLink {
 
     /// What becomes of `older` when this connection comes.
     fn succeeds(&self, older: &Self) -> Succession {
-        let carriers = (older.connection.carrier(), self.connection.carrier());
+        let other_carrier = older.connection.carrier() != self.connection.carrier();
         if older.identity.agent != self.identity.agent {
             Succession::None
-        } else if older.hello.instance == self.hello.instance && carriers == (Carrier::Tcp, Carrier::Quic) {
+        } else if older.hello.instance == self.hello.instance && (other_carrier || older.is_set_aside()) {
             Succession::Moved
         } else {
             Succession::Superseded

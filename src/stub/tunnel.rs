@@ -47,8 +47,9 @@ pub async fn hang_up(shared: &Shared, listener: &QuicListener) {
     const PATIENCE: Duration = Duration::from_secs(1);
     // The listener knows the connections over QUIC alone.
     let links = shared.registry.all().into_iter().filter(|link| link.connection.carrier() == Carrier::Tcp);
-    let hanging_up =
-        links.map(async |link| link.connection.close_and_drain(ErrorCode::NoError, SHUTTING_DOWN, PATIENCE).await);
+    let hanging_up = links.map(|link| async move {
+        link.connection.close_and_drain(ErrorCode::NoError, SHUTTING_DOWN, PATIENCE).await;
+    });
     tokio::join!(join_all(hanging_up), listener.close(SHUTTING_DOWN, PATIENCE));
 }
 
