@@ -12,6 +12,7 @@ mod gather;
 mod heartbeat;
 mod quic;
 mod relay;
+mod socket;
 mod stream;
 mod tcp;
 #[cfg(test)]
@@ -23,5 +24,6 @@ pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
 pub use relay::{Disconnect, RelayEnd, relay};
+pub use socket::StreamSocket;
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};
 pub use tcp::{TcpDialer, TcpSettings, accepted_over_tcp};

@@ -9,12 +9,14 @@ mod authenticate;
 pub mod authorize;
 mod body;
 pub mod config;
+mod dial;
 mod dispatch;
 mod drain;
 mod enrollment;
 mod event_stream;
 mod farewell;
 mod front;
+mod handle;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -39,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use dial::DialError;
+pub use handle::StubHandle;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
@@ -184,6 +188,11 @@ impl Stub {
     /// The address that is listened on, TCP and UDP.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.front.local_addr()
+    }
+
+    /// What this program can do with the stub while it runs.
+    pub fn handle(&self) -> StubHandle {
+        StubHandle::new(self.shared.clone())
     }
 
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
