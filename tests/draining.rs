@@ -96,7 +96,7 @@ async fn every_kind_of_request_has_the_end_that_its_client_understands() {
     let log = scene.stub.process.wait_for_log("some requests did not end in time");
     assert_eq!(log["requests"], 4, "{log}");
     let (rest, end) = within("the end over WebSocket", over_websocket.rest()).await;
-    assert_eq!(rest, b"\x88\x20\x03\xe9the access node is shutting down");
+    assert_eq!(rest, b"\x88\x22\x03\xe9the access node is shutting down");
     assert_eq!(end, End::Clean);
     let (rest, end) = within("the end over SPDY", over_spdy.rest()).await;
     assert!(rest.is_empty() && end.is_aborted(), "{end:?} after {rest:?}");

@@ -142,7 +142,7 @@ impl Agent {
     ///
     /// Only what trying again cannot mend: no token, a token that is refused, files that cannot be used.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
-        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None });
+        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None, uid: None });
         let checks = tokio::spawn(watch_health(self.shared.upstream.clone(), health));
         let result = shutdown.run_until_cancelled(self.joined()).await;
         let result = match result {

@@ -1,13 +1,15 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
-//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
+//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
+//! [`select::AgentSelector`].
 
 pub mod admin;
 pub mod audit;
 mod authenticate;
 pub mod authorize;
 mod body;
+mod cluster;
 pub mod config;
 mod dial;
 mod dispatch;
@@ -23,7 +25,9 @@ mod open_requests;
 mod record;
 mod registry;
 mod request;
+mod retry_budget;
 mod route;
+pub mod select;
 mod shared;
 mod tunnel;
 
@@ -60,6 +64,7 @@ use front::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
+use retry_budget::RetryBudgets;
 use shared::Shared;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
@@ -170,7 +175,8 @@ impl Stub {
             audit,
             metrics: Arc::new(Metrics::new()),
             open_requests: Arc::new(OpenRequests::default()),
-            registry: Registry::default(),
+            registry: Registry::new(config.agents.selector.selector()),
+            retry_budgets: RetryBudgets::default(),
             clusters: KnownClusters::new(&config.state_dir),
             patience: Patience {
                 dispatch: config.limits.dispatch(),

@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, ResumableWatch, TunnelledBody};
-use super::dispatch::{Exchange, Outgoing, dispatch};
+use super::dispatch::{Exchange, Outgoing, Retries, dispatch};
 use super::drain::Drain;
 use super::event_stream::EventStream;
 use super::farewell::UpgradedSocket;
@@ -61,7 +61,9 @@ pub async fn serve(
         Err(status) => {
             record.answered(GivenAnswer::Own(status.clone()), None);
             record.complete();
-            own_answer(status, version)
+            let answer = own_answer(status, version);
+            record.facts().meter.count_own(usize::try_from(answer.body().size_hint().lower()).unwrap_or(usize::MAX));
+            answer
         }
     };
     if let Ok(id) = audit_id {
@@ -128,7 +130,11 @@ async fn answer(
         cluster_token: user.cluster_token,
         body,
         meter: record.facts().meter.clone(),
-        retries: shared.metrics.retries(&route.cluster),
+        retries: Retries {
+            budget: shared.retry_budgets.of(&route.cluster),
+            made: shared.metrics.retries(&route.cluster),
+            refused: shared.metrics.retries_refused(&route.cluster),
+        },
     };
     let exchange = tokio::select! {
         exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,

@@ -15,6 +15,7 @@ use super::drain::Drain;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
+use super::retry_budget::RetryBudgets;
 use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
 
@@ -37,6 +38,8 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// How many requests may be tried again.
+    pub retry_budgets: RetryBudgets,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.

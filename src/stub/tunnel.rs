@@ -132,8 +132,21 @@ async fn established(shared: &Shared, connection: Connection) -> Result<(), Refu
 }
 
 async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
-    let (mut sender, mut receiver) =
-        control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    let (sender, receiver) = control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    tokio::select! {
+        result = answer_enrollment(shared, connection, sender, receiver, patience) => result,
+        // Enrolling takes one stream (proto-spec/qtunnel-1.md, section 11).
+        () = another_stream(connection) => Err(Refusal::UnexpectedMessage),
+    }
+}
+
+async fn answer_enrollment(
+    shared: &Shared,
+    connection: &Connection,
+    mut sender: FrameSender,
+    mut receiver: FrameReceiver,
+    patience: Duration,
+) -> Result<(), Refusal> {
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -144,6 +157,14 @@ async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) ->
             last_word(connection, &mut sender, refused, patience).await?;
             Err(error.into())
         }
+    }
+}
+
+/// Waits for another stream of the peer.
+async fn another_stream(connection: &Connection) {
+    if connection.accept().await.is_err() {
+        // What became of the connection is told elsewhere.
+        std::future::pending().await
     }
 }
 
@@ -316,7 +337,7 @@ impl Session<'_> {
 
     async fn heard(&mut self, frame: Frame, sender: &mut FrameSender) -> Result<(), SessionEnd> {
         match frame {
-            Frame::Report(report) => self.link.report(report),
+            Frame::Report(report) => self.shared.registry.report(self.link, report),
             Frame::Drain(drain) => {
                 tracing::info!(
                     cluster = %self.link.identity.cluster,

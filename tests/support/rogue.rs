@@ -127,6 +127,7 @@ pub fn report() -> Frame {
         upstream_healthy: true,
         upstream_latency: Duration::from_millis(1),
         upstream_error: String::new(),
+        api_server: None,
     })
 }
 
