@@ -38,8 +38,8 @@ pub use signing_request::SigningRequestError;
 pub use stub_dir::{StubKeys, StubKeysError};
 pub use tls::{
     ALPN_HTTP3, TlsError, enrollment_client_config, front_server_config, shared_quic_server_config,
-    tcp_enrollment_client_config, tcp_tunnel_client_config,
-    tcp_tunnel_server_config, tunnel_client_config, tunnel_server_config,
+    tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
+    tunnel_server_config,
 };
 pub use token_store::{JoinTokenStore, RedeemError, StoreError};
 pub use user_subject::ReplaceError;

@@ -264,8 +264,8 @@ impl Credit {
 
     fn give_back(&self) {
         // Full already where it fails.
-        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-            (left < UNANSWERED).then_some(left + 1)
-        });
+        let _ = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left < UNANSWERED).then_some(left + 1));
     }
 }
