@@ -46,13 +46,16 @@ use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
-use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
+use crate::pki::{
+    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
+    tunnel_server_config,
+};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
-use front::PortTls;
+use front::tcp::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
@@ -150,9 +153,13 @@ impl Stub {
             clients: Arc::new(front_server_config(keys.server(), user_authority)?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
-        let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
+        let peers = PeerAuthorities::new(agent_authority, user_authority)?;
+        let quic_tls = match config.http3.enabled {
+            true => shared_quic_server_config(keys.server(), &peers)?,
+            false => tunnel_server_config(keys.server(), agent_authority)?,
+        };
         let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
+        let (front, tunnel) = bind_both(config.listen, Arc::new(quic_tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
@@ -168,6 +175,8 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
+            peers,
+            http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
                 response: config.limits.response(),
@@ -206,7 +215,7 @@ impl Stub {
         let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
         let traffic = async {
             tokio::join!(
-                front::run(shared.clone(), front, tls, shutdown.clone()),
+                front::tcp::run(shared.clone(), front, tls, shutdown.clone()),
                 tunnel::run(shared.clone(), tunnel, shutdown.clone()),
             );
             stopped.cancel();

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::HeaderValue;
 use tokio_util::task::TaskTracker;
 
 use super::audit::AuditLog;
@@ -14,7 +15,7 @@ use super::dispatch::Patience;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
-use crate::pki::{FileError, StubKeys, private_file};
+use crate::pki::{FileError, PeerAuthorities, StubKeys, private_file};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -36,6 +37,10 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// Who vouches for the peers of the QUIC port.
+    pub peers: PeerAuthorities,
+    /// What HTTP/3 is advertised with (`Alt-Svc`), if it is.
+    pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.

@@ -10,6 +10,7 @@ pub mod conversation;
 pub mod echo;
 pub mod http;
 pub mod http1;
+pub mod http3;
 pub mod kubectl;
 pub mod namespace;
 pub mod process;

@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod authentication;
 mod authorization;
+mod http3;
 mod limits;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
+pub use http3::Http3Config;
 pub use limits::LimitsConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
@@ -51,6 +53,9 @@ pub struct StubConfig {
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,
+    /// HTTP/3 for clients.
+    #[serde(default)]
+    pub http3: Http3Config,
     /// Bounds for clients.
     #[serde(default)]
     pub limits: LimitsConfig,
