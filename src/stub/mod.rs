@@ -184,6 +184,7 @@ impl Stub {
             },
             tasks: TaskTracker::new(),
             keys,
+            instance: rand::random(),
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })

@@ -23,6 +23,8 @@ use crate::wire::ClusterId;
 pub struct Shared {
     /// The settings.
     pub config: StubConfig,
+    /// Made when the process starts: by it agents know whether two addresses lead here.
+    pub instance: u64,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.

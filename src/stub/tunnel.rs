@@ -197,6 +197,11 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    // The agent has come here by another address of this stub without knowing, and is better served by what it has.
+    if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
+        let welcome = Frame::Welcome(welcome(shared, report_interval));
+        return last_word(connection, &mut sender, welcome, patience).await;
+    }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     connection.trust();
@@ -212,7 +217,12 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
-    Welcome { stub: shared.config.name.clone(), report_interval, other_stubs: Vec::new() }
+    Welcome {
+        stub: shared.config.name.clone(),
+        report_interval,
+        other_stubs: shared.config.peers.clone(),
+        instance: Some(shared.instance),
+    }
 }
 
 fn log_connected(link: &AgentLink) {

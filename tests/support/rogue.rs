@@ -116,6 +116,7 @@ pub fn hello(credentials: &AgentCredentials) -> Vec<u8> {
         instance: 1,
         software: "rogue".to_owned(),
         auth_mode: AuthMode::Impersonate,
+        connected_stubs: Vec::new(),
     };
     [varints(&[StreamKind::Control as u64]), frames(&[Frame::Hello(hello)])].concat()
 }
@@ -199,5 +200,10 @@ impl RogueStub {
 
 /// A good welcome.
 pub fn welcome() -> Welcome {
-    Welcome { stub: "rogue".to_owned(), report_interval: Duration::from_millis(200), other_stubs: Vec::new() }
+    Welcome {
+        stub: "rogue".to_owned(),
+        report_interval: Duration::from_millis(200),
+        other_stubs: Vec::new(),
+        instance: None,
+    }
 }
