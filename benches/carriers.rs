@@ -72,7 +72,7 @@ async fn pair() -> Pair {
     let address = listener.local_address().unwrap();
     let dialer = QuicDialer::new(tls.client, settings).unwrap();
     let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
-        listener.accept().await.unwrap().handshake().await.unwrap()
+        listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel()
     });
     let agent = agent.unwrap();
     agent.permit_streams(4096);

@@ -105,7 +105,7 @@ impl Tunnel {
         let (stub, keys) = stub(&directory.path().join("stub"), &cluster).await;
         let token = keys.tokens().create(&cluster, Duration::from_secs(600), 1, SystemTime::now()).unwrap();
         let agent = Agent::new(AgentConfig {
-            stub: stub.local_address().unwrap().to_string().parse().unwrap(),
+            stubs: vec![stub.local_address().unwrap().to_string().parse().unwrap()],
             token: Some(token),
             state_dir: directory.path().join("agent"),
             upstream: nowhere(),

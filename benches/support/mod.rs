@@ -77,7 +77,7 @@ impl Tunnel {
 
         let token = keys.tokens().create(&id, Duration::from_secs(600), 1, now).unwrap();
         let agent = Agent::new(AgentConfig {
-            stub: stub_address.to_string().parse().unwrap(),
+            stubs: vec![stub_address.to_string().parse().unwrap()],
             token: Some(token),
             state_dir: directory.path().join("agent"),
             upstream: upstream.clone(),

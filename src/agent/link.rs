@@ -1,4 +1,4 @@
-//! An agent's tie to its stub: one connection, or several while it moves from one to a better one.
+//! An agent's tie to one stub: one connection, or several while it moves from one to a better one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::dial::{CarrierChoice, DialError, DialTls, Dialer};
+use super::presence::Presence;
 use super::session::{Session, SessionEnd};
+use super::target::Target;
 use super::upstream::Health;
 use super::{Agent, AgentError, is_expired, network};
 use crate::carrier::Connection;
@@ -31,12 +33,46 @@ const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 const FIRST_LEAVING_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_LEAVING_WAIT: Duration = Duration::from_secs(10);
 
-/// Connects an agent to its stub, again and again.
+/// What the links to all stubs share.
+#[derive(Debug, Clone)]
+pub struct LinkContext<'a> {
+    /// The agent.
+    pub agent: &'a Agent,
+    /// To which stubs it is connected.
+    pub presence: Presence,
+    /// When it is time to stop.
+    pub shutdown: CancellationToken,
+    credentials: Arc<AgentCredentials>,
+    /// Made once for the process, so that a stub tells a reconnect from another process.
+    instance: u64,
+    health: watch::Receiver<Health>,
+}
+
+impl<'a> LinkContext<'a> {
+    /// Connects `agent` with `credentials`, or what they are renewed to.
+    pub fn new(
+        agent: &'a Agent,
+        credentials: AgentCredentials,
+        health: watch::Receiver<Health>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let credentials = Arc::new(credentials);
+        Self { agent, presence: Presence::default(), shutdown, credentials, instance: rand::random(), health }
+    }
+
+    /// The same for one link, which `stop` ends.
+    pub fn for_link(&self, stop: CancellationToken) -> Self {
+        Self { shutdown: stop, ..self.clone() }
+    }
+}
+
+/// Connects an agent to one stub, again and again.
 #[derive(Debug)]
 pub struct Link<'a> {
     agent: &'a Agent,
+    target: Target,
+    presence: Presence,
     credentials: Arc<AgentCredentials>,
-    /// Made once for the process, so that the stub tells a reconnect from another process.
     instance: u64,
     health: watch::Receiver<Health>,
     shutdown: CancellationToken,
@@ -73,15 +109,10 @@ enum Successor {
 }
 
 impl<'a> Link<'a> {
-    /// Connects `agent` with `credentials`, or what they are renewed to.
-    pub fn new(
-        agent: &'a Agent,
-        credentials: AgentCredentials,
-        health: watch::Receiver<Health>,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let (credentials, replaced) = (Arc::new(credentials), JoinSet::new());
-        Self { agent, credentials, instance: rand::random(), health, shutdown, replaced }
+    /// Connects to the stub at `target`.
+    pub fn new(target: Target, context: LinkContext<'a>) -> Self {
+        let LinkContext { agent, presence, shutdown, credentials, instance, health } = context;
+        Self { agent, target, presence, credentials, instance, health, shutdown, replaced: JoinSet::new() }
     }
 
     /// Connects once, and stays so for as long as it goes well. When there is a better connection to be had it moves there:
@@ -117,11 +148,11 @@ impl<'a> Link<'a> {
             }
             match why {
                 Some(why) => {
-                    tracing::info!(stub = %self.agent.config.stub, "{why}; open requests end where they are");
+                    tracing::info!(stub = %self.target, "{why}; open requests end where they are");
                     current.tie.replaced.cancel();
                 }
                 // It is the stub that ends the old connection: until then it may still have requests.
-                None => tracing::info!(stub = %self.agent.config.stub, "connected to another stub before this one stops"),
+                None => tracing::info!(stub = %self.target, "connected to another stub before this one stops"),
             }
             while self.replaced.try_join_next().is_some() {}
             let mut left = std::mem::replace(&mut current, next);
@@ -182,16 +213,18 @@ impl<'a> Link<'a> {
             tcp: tcp_tunnel_client_config(&self.credentials)?,
         };
         let config = &self.agent.config;
-        Ok(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?)
+        Ok(Dialer::new(&self.target, &config.carrier, tls, &config.quic)?)
     }
 
     fn start(&self, connection: Connection) -> Running {
         let identity = self.credentials.identity().clone();
+        let told = self.presence.beside(&self.target);
         let hello = Hello {
             cluster: identity.cluster.clone(),
             instance: self.instance,
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
             auth_mode: self.agent.config.auth_mode,
+            connected_stubs: told.clone(),
         };
         let tie = Tie {
             connection: connection.clone(),
@@ -212,7 +245,9 @@ impl<'a> Link<'a> {
         let (tell, welcomed) = oneshot::channel();
         let carrier = connection.carrier();
         let address = connection.remote_address();
+        let (presence, target) = (self.presence.clone(), self.target.clone());
         let on_welcome = move |welcome: &Welcome| {
+            presence.enter(&target, &told, welcome).map_err(SessionEnd::SameStub)?;
             tracing::info!(
                 stub = %welcome.stub,
                 %address,
@@ -223,6 +258,7 @@ impl<'a> Link<'a> {
             );
             // Nobody waits for it on the first connection.
             let _ = tell.send(());
+            Ok(())
         };
         let task = tokio::spawn(async move {
             let session = session.run(connection.clone(), on_welcome);

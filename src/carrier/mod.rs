@@ -22,7 +22,10 @@ pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use congestion::{BbrConfig, CongestionControl};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
-pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
+pub use quic::{
+    EstablishedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret, presented_chain,
+    requested_server_name,
+};
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use socket::StreamSocket;
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};

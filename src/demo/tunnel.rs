@@ -294,7 +294,7 @@ fn agent_config(
     upstream: Upstream,
 ) -> Result<AgentConfig, AddressError> {
     Ok(AgentConfig {
-        stub: stub.to_string().parse()?,
+        stubs: vec![stub.to_string().parse()?],
         token: Some(token),
         state_dir,
         upstream,

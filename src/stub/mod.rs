@@ -53,14 +53,17 @@ use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
-use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
+use crate::pki::{
+    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
+    tunnel_server_config,
+};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use drain::Drain;
-use front::PortTls;
+use front::tcp::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
@@ -159,9 +162,13 @@ impl Stub {
             clients: Arc::new(front_server_config(keys.server(), user_authority)?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
-        let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
+        let peers = PeerAuthorities::new(agent_authority, user_authority)?;
+        let quic_tls = match config.http3.enabled {
+            true => shared_quic_server_config(keys.server(), &peers)?,
+            false => tunnel_server_config(keys.server(), agent_authority)?,
+        };
         let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
+        let (front, tunnel) = bind_both(config.listen, Arc::new(quic_tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
@@ -178,6 +185,8 @@ impl Stub {
             registry: Registry::new(config.agents.selector.selector()),
             retry_budgets: RetryBudgets::default(),
             clusters: KnownClusters::new(&config.state_dir),
+            peers,
+            http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
                 response: config.limits.response(),
@@ -186,6 +195,7 @@ impl Stub {
             tasks: TaskTracker::new(),
             drain: Drain::default(),
             keys,
+            instance: rand::random(),
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -222,7 +232,7 @@ impl Stub {
             };
             // Both go on while the stub drains, and tell those who come that it does.
             let serving =
-                async { tokio::join!(front::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel)) };
+                async { tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel)) };
             tokio::select! {
                 _ = serving => {}
                 () = draining => {}

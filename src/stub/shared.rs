@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::HeaderValue;
 use tokio_util::task::TaskTracker;
 
 use super::audit::AuditLog;
@@ -16,7 +17,7 @@ use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
 use super::retry_budget::RetryBudgets;
-use crate::pki::{FileError, StubKeys, private_file};
+use crate::pki::{FileError, PeerAuthorities, StubKeys, private_file};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -24,6 +25,8 @@ use crate::wire::ClusterId;
 pub struct Shared {
     /// The settings.
     pub config: StubConfig,
+    /// Made when the process starts: by it agents know whether two addresses lead here.
+    pub instance: u64,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.
@@ -40,6 +43,10 @@ pub struct Shared {
     pub registry: Registry,
     /// How many requests may be tried again.
     pub retry_budgets: RetryBudgets,
+    /// Who vouches for the peers of the QUIC port.
+    pub peers: PeerAuthorities,
+    /// What HTTP/3 is advertised with (`Alt-Svc`), if it is.
+    pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.

@@ -1,4 +1,4 @@
-//! Where clients come in: HTTPS with HTTP/1.1 and HTTP/2 on one TCP port, which agents that cannot use UDP share.
+//! The TCP port: HTTPS with HTTP/1.1 and HTTP/2, and agents that cannot use UDP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,39 +19,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
-use super::request;
-use super::shared::Shared;
-use super::tunnel;
+use super::ClientConnection;
 use crate::carrier::Disconnect;
-use crate::kube::Status;
-use crate::pki::Validity;
-use crate::pki::{CertificateError, user_identity};
+use crate::pki::CertificateError;
+use crate::stub::shared::Shared;
+use crate::stub::{request, tunnel};
 use crate::wire::limits::MAX_HEAD_LENGTH;
-use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP, Identity};
-
-/// What is known of the connection that requests come over.
-#[derive(Debug)]
-pub struct ClientConnection {
-    /// The client's address.
-    pub address: SocketAddr,
-    /// The host name the client asked TLS for (SNI).
-    pub server_name: Option<String>,
-    /// The client's certificate, if it presented one; TLS has verified it.
-    pub certificate: Option<ClientCertificate>,
-    /// Of a connection that came too late, because the stub was about to stop: to be cancelled when its client knows.
-    turned_away: Option<CancellationToken>,
-}
-
-/// A client's certificate, parsed once.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    /// Who it names.
-    pub identity: Identity,
-    /// When it is valid.
-    pub validity: Validity,
-}
+use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP};
 
 /// The socket of a client or an agent.
 type Socket = TlsStream<TcpStream>;
@@ -155,16 +130,8 @@ fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
 }
 
 async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) -> Result<(), ConnectionError> {
-    let turned_away = shared.drain.is_closing().then(CancellationToken::new);
-    let drain = shared.drain.clone();
-    let told = turned_away.clone();
-    let closing = async move {
-        match told {
-            Some(told) => told.cancelled().await,
-            None => drain.closing().await,
-        }
-    };
-    let connection = Arc::new(ClientConnection::of(&socket, address, turned_away)?);
+    let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
+    let closing = connection.closing(&shared.drain);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
     let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
@@ -202,37 +169,9 @@ async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) 
     }
 }
 
-impl ClientConnection {
-    fn of(
-        socket: &Socket,
-        address: SocketAddr,
-        turned_away: Option<CancellationToken>,
-    ) -> Result<Self, CertificateError> {
-        let (_, tls) = socket.get_ref();
-        let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
-            Some(certificate) => {
-                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
-            }
-            None => None,
-        };
-        Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate, turned_away })
-    }
-
-    /// Whether requests may be made here.
-    ///
-    /// # Errors
-    ///
-    /// 429 on a connection that came when the stub was already closing: nothing has happened, so clients make the request
-    /// again, on another connection.
-    pub fn let_in(&self) -> Result<(), Status> {
-        match &self.turned_away {
-            None => Ok(()),
-            Some(told) => {
-                told.cancel();
-                Err(Status::draining())
-            }
-        }
-    }
+fn client_connection(socket: &Socket, address: SocketAddr) -> Result<ClientConnection, CertificateError> {
+    let (_, tls) = socket.get_ref();
+    ClientConnection::new(address, tls.server_name().map(str::to_owned), tls.peer_certificates().unwrap_or_default())
 }
 
 /// The socket of a client whose connection has been upgraded, with what had been read of it already.
