@@ -65,7 +65,7 @@ impl Candidate {
 async fn candidates(api: &SampleApi, timing: &Timing) -> [Candidate; 2] {
     let first = Candidate::new(start_stub_with_secrets(api, timing.options("first")).await);
     first.until_ready(true).await;
-    let second = Candidate::new(first.stub.start_another(&timing.options("second")));
+    let second = Candidate::new(first.stub.start_another(timing.options("second")));
     eventually_async("a candidate that knows the leader", async || {
         let election = second.stub.status()["election"].clone();
         let leader = election["leader"].as_str().is_some_and(|leader| leader.starts_with("first_"));
@@ -128,7 +128,7 @@ async fn a_leader_that_cannot_renew_its_lease_steps_down_and_may_come_back() {
 async fn of_candidates_that_start_together_one_leads() {
     let (api, timing) = (SampleApi::start(), Timing::chosen());
     let first = start_stub_with_secrets(&api, timing.options("first")).await;
-    let others = ["second", "third", "fourth"].map(|name| first.start_another(&timing.options(name)));
+    let others = ["second", "third", "fourth"].map(|name| first.start_another(timing.options(name)));
     let candidates: Vec<_> = [first].into_iter().chain(others).map(Candidate::new).collect();
     let began = Instant::now();
     let mut leaders = Vec::new();

@@ -33,7 +33,7 @@ fn access(stub: &Stub) -> Access {
 async fn an_agent_that_is_given_one_stub_serves_them_all_and_one_may_die() {
     let api = SampleApi::start();
     let mut first = Stub::start(options());
-    let second = first.start_another(&naming(&[&first]));
+    let second = first.start_another(naming(&[&first]));
     let agent = Agent::start(&second, CLUSTER, &api.upstream(), AgentOptions::default());
     for stub in [&first, &second] {
         stub.wait_for_agents(CLUSTER, 1);
@@ -62,7 +62,7 @@ fn a_stub_that_is_new_gets_the_agents_when_another_names_it() {
     let mut first = Stub::start(options());
     let mut agent = Agent::start(&first, CLUSTER, &nowhere(), AgentOptions::default());
     agent.process.wait_for_log("connected");
-    let second = first.start_another(&options());
+    let second = first.start_another(options());
     assert_eq!(second.agents(CLUSTER).len(), 0);
     let peers: Vec<toml::Value> = [&first, &second].map(|stub| stub.address.to_string().into()).to_vec();
     support::tunnel::change_settings(&first.config(), &[("", "peers", peers.into())]);
@@ -90,7 +90,7 @@ fn several_addresses_of_one_stub_are_one_connection() {
 #[test]
 fn a_list_of_stubs_may_stand_in_the_settings_file_of_an_agent() {
     let first = Stub::start(options());
-    let second = first.start_another(&options());
+    let second = first.start_another(options());
     let dir = tempfile::tempdir().unwrap();
     let settings = dir.path().join("agent.toml");
     std::fs::write(&settings, format!("stub = [\"{}\", \"{}\"]", first.address, second.address)).unwrap();
@@ -126,7 +126,7 @@ fn race(stubs: [&Stub; 2]) {
 #[test]
 fn a_token_for_one_agent_is_spent_once_at_stubs_that_share_a_directory() {
     let first = Stub::start(options());
-    let second = first.start_another(&options());
+    let second = first.start_another(options());
     for _ in 0..3 {
         race([&first, &second]);
     }
@@ -136,7 +136,7 @@ fn a_token_for_one_agent_is_spent_once_at_stubs_that_share_a_directory() {
 async fn a_token_for_one_agent_is_spent_once_at_stubs_that_share_secrets() {
     let api = SampleApi::start();
     let first = start_stub_with_secrets(&api, options()).await;
-    let second = first.start_another(&options());
+    let second = first.start_another(options());
     for _ in 0..3 {
         race([&first, &second]);
     }
@@ -146,7 +146,7 @@ async fn a_token_for_one_agent_is_spent_once_at_stubs_that_share_secrets() {
 async fn stubs_with_secrets_serve_the_same_clusters_and_users() {
     let api = SampleApi::start();
     let first = start_stub_with_secrets(&api, options()).await;
-    let second = first.start_another(&naming(&[&first]));
+    let second = first.start_another(naming(&[&first]));
     let agent = Agent::start(&second, CLUSTER, &api.upstream(), AgentOptions::default());
     for stub in [&first, &second] {
         stub.wait_for_agents(CLUSTER, 1);

@@ -6,6 +6,7 @@ mod access;
 mod address;
 mod backoff;
 mod dial;
+mod forward;
 mod join;
 mod known_stubs;
 mod link;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressError, StubAddress};
 pub use dial::{CarrierChoice, CarrierSettings, DialError};
+pub use forward::{AddressPattern, ForwardPolicy, InvalidAddressPattern};
 pub use join::JoinError;
 pub use proxy::{Proxy, ProxyError, ProxySettings};
 pub use upstream::UpstreamConfigError;
@@ -59,6 +61,8 @@ pub struct AgentConfig {
     pub auth_mode: AuthMode,
     /// Whom it acts as.
     pub policy: ImpersonationPolicy,
+    /// Where it connects to besides its API server.
+    pub forward: ForwardPolicy,
     /// How it chooses its carrier.
     pub carrier: CarrierSettings,
     /// The QUIC settings; connections over TCP are set up alike.
@@ -119,6 +123,7 @@ impl Agent {
             upstream: Arc::new(Upstream::new(&config.upstream)?),
             auth_mode: config.auth_mode,
             policy: config.policy.clone(),
+            forward: config.forward.clone(),
             access: access::AccessCache::default(),
             response_timeout: config.response_timeout,
         });
@@ -131,7 +136,7 @@ impl Agent {
     ///
     /// Only what trying again cannot mend: no token, a token that is refused, files that cannot be used.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
-        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None });
+        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None, uid: None });
         let checks = tokio::spawn(watch_health(self.shared.upstream.clone(), health));
         let result = shutdown.run_until_cancelled(self.joined()).await;
         let result = match result {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{SampleCluster, SampleClusterError, USERS};
 use super::scratch::ScratchDirectory;
-use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings};
+use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings, ForwardPolicy};
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
@@ -259,6 +259,7 @@ public_address = "127.0.0.1:{port}"
 mode = "allow-all"
 
 [limits]
+drain_delay = "0s"
 shutdown_timeout = "{DRAIN_TIMEOUT:?}"
 "#
     )
@@ -310,6 +311,7 @@ fn agent_config(
         carrier: CarrierSettings::default(),
         quic: QuicSettings::default(),
         drain_timeout: DRAIN_TIMEOUT,
+        forward: ForwardPolicy::default(),
         response_timeout: RESPONSE_TIMEOUT,
     })
 }

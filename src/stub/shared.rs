@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::HeaderValue;
 use tokio_util::task::TaskTracker;
 
 use super::audit::AuditLog;
@@ -10,12 +11,14 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::drain::Drain;
 use super::election::Election;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
-use crate::pki::StubKeys;
+use super::retry_budget::RetryBudgets;
 use crate::pki::store::{Key, Store, StoreError, Table};
+use crate::pki::{PeerAuthorities, StubKeys};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -41,6 +44,12 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// How many requests may be tried again.
+    pub retry_budgets: RetryBudgets,
+    /// Who vouches for the peers of the QUIC port.
+    pub peers: PeerAuthorities,
+    /// What HTTP/3 is advertised with (`Alt-Svc`), if it is.
+    pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.
@@ -49,6 +58,8 @@ pub struct Shared {
     pub patience: Patience,
     /// Everything that a stop waits for.
     pub tasks: TaskTracker,
+    /// How far a stop has come.
+    pub drain: Drain,
 }
 
 /// The clusters that somebody has made a join token for.

@@ -128,6 +128,7 @@ pub fn report() -> Frame {
         upstream_healthy: true,
         upstream_latency: Duration::from_millis(1),
         upstream_error: String::new(),
+        api_server: None,
     })
 }
 
@@ -183,7 +184,7 @@ impl RogueStub {
     /// The next agent that says hello. It is not welcomed yet.
     pub async fn catch(&self) -> CaughtAgent {
         let incoming = within("an agent dials", self.listener.accept()).await.expect("it listens");
-        let connection = within("a handshake", incoming.handshake()).await.expect("a connection");
+        let connection = within("a handshake", incoming.handshake()).await.expect("a connection").into_tunnel();
         let (control, recv) = within("a control stream", connection.accept()).await.expect("a stream");
         let mut control_frames = FrameReceiver::new(recv, FrameReader::for_accepted_control());
         let hello = within("a hello", control_frames.next_frame()).await.expect("a frame");

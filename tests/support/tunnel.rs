@@ -146,8 +146,8 @@ impl Stub {
         Self::start_in(dir, &options)
     }
 
-    /// Starts another stub with the store of this one.
-    pub fn start_another(&self, options: &StubOptions) -> Self {
+    /// Starts another one with the store of this one, on a port of its own.
+    pub fn start_another(&self, options: StubOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("stub").join("stub.toml");
         std::fs::create_dir(config.parent().unwrap()).unwrap();
@@ -157,10 +157,10 @@ impl Stub {
             let store = self.state_dir().to_str().unwrap().to_owned();
             change_settings(&config, &[("store", "kind", "directory".into()), ("store", "path", store.into())]);
         }
-        Self::start_in(dir, options)
+        Self::start_in(dir, &options)
     }
 
-    /// Starts the stub whose settings are in `stub/stub.toml` of a directory.
+    /// Starts the stub whose settings are in `stub/stub.toml` of a directory, with these options.
     pub fn start_in(dir: TempDir, options: &StubOptions) -> Self {
         let config = dir.path().join("stub").join("stub.toml");
         change_settings(&config, &[("", "listen", "127.0.0.1:0".into())]);
@@ -181,6 +181,13 @@ impl Stub {
     /// Its state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("stub")
+    }
+
+    /// Where it answers over plain HTTP; needs `listen` under `[admin]`. From now on it is the same after a restart.
+    pub fn admin_address(&mut self) -> SocketAddr {
+        let address = listening_address(&mut self.process, "admin address listens");
+        change_settings(&self.config(), &[("admin", "listen", address.to_string().into())]);
+        address
     }
 
     /// Kills it and starts it again on the same port with the same settings file.

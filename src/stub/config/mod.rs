@@ -5,6 +5,7 @@ mod agents;
 mod authentication;
 mod authorization;
 mod election;
+mod http3;
 mod kubernetes;
 mod limits;
 mod store;
@@ -20,6 +21,7 @@ pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
 pub use election::ElectionConfig;
+pub use http3::Http3Config;
 pub use kubernetes::KubernetesConfig;
 pub use limits::LimitsConfig;
 pub use store::StoreConfig;
@@ -73,6 +75,9 @@ pub struct StubConfig {
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,
+    /// HTTP/3 for clients.
+    #[serde(default)]
+    pub http3: Http3Config,
     /// Bounds for clients.
     #[serde(default)]
     pub limits: LimitsConfig,
