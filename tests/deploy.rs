@@ -241,6 +241,14 @@ fn a_manifest_with_names_that_make_no_sense_is_refused() {
 }
 
 #[test]
+fn a_manifest_may_name_several_stubs() {
+    let documents = manifest(&["--stub", "stub-1.example.com:8443,[2001:db8::1]:8443"]);
+    let container = &pod_specs(&documents)[0]["containers"][0];
+    let stubs = "stub.example.com:8443,stub-1.example.com:8443,[2001:db8::1]:8443";
+    assert_eq!(environment(container)["QTUNNEL_STUB"], stubs);
+}
+
+#[test]
 fn an_agents_environment_serves_its_manifest_too() {
     let token = join_token();
     let mut command = qtunnel(["agent", "manifest"]);

@@ -153,7 +153,8 @@ impl Stub {
         std::fs::create_dir(config.parent().unwrap()).unwrap();
         std::fs::copy(self.config(), &config).unwrap();
         let settings: toml::Table = std::fs::read_to_string(&config).unwrap().parse().unwrap();
-        if !settings.contains_key("store") {
+        let own = |store: &toml::Value| store.get("path").is_none() && store["kind"].as_str() == Some("directory");
+        if settings.get("store").is_none_or(own) {
             let store = self.state_dir().to_str().unwrap().to_owned();
             change_settings(&config, &[("store", "kind", "directory".into()), ("store", "path", store.into())]);
         }
