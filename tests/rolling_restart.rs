@@ -50,10 +50,8 @@ async fn stubs_that_are_restarted_one_after_the_other_lose_no_request() {
     let first = Stub::start(options());
     let second = first.start_another(options());
     let mut stubs = [first, second];
-    let _agents: Vec<Agent> = stubs
-        .iter()
-        .map(|stub| Agent::start(stub, CLUSTER, &api.upstream(), AgentOptions::default()))
-        .collect();
+    let _agents: Vec<Agent> =
+        stubs.iter().map(|stub| Agent::start(stub, CLUSTER, &api.upstream(), AgentOptions::default())).collect();
     for stub in &stubs {
         stub.wait_for_agents(CLUSTER, 1);
     }
@@ -68,7 +66,8 @@ async fn stubs_that_are_restarted_one_after_the_other_lose_no_request() {
                 assert!(stub.process.wait().success(), "{}", stub.process.stderr());
                 stub.restart();
             });
-            support::eventually_async("both stubs are ready", async || (balancer.ready().len() == 2).then_some(())).await;
+            support::eventually_async("both stubs are ready", async || (balancer.ready().len() == 2).then_some(()))
+                .await;
         }
     }
     load.goes_on(BETWEEN).await;

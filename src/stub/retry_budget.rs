@@ -33,7 +33,9 @@ impl RetryBudgets {
         let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match budgets.get(cluster) {
             Some(budget) => budget.clone(),
-            None => budgets.entry(cluster.clone()).or_insert_with(|| Arc::new(RetryBudget::new(Instant::now()))).clone(),
+            None => {
+                budgets.entry(cluster.clone()).or_insert_with(|| Arc::new(RetryBudget::new(Instant::now()))).clone()
+            }
         }
     }
 }
