@@ -54,10 +54,9 @@ use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::{ClusterAccessError, StaticTokens};
 use crate::pki::StubKeys;
 use crate::pki::{
-    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
-    tunnel_server_config,
+    PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
+    tcp_tunnel_server_config, tunnel_server_config,
 };
-use crate::pki::{StoreError, StubKeysError, private_file};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
