@@ -50,6 +50,8 @@ impl KnownStubs {
             }
         }
         self.heard.retain(|_, heard| heard.gone_since.is_none_or(|since| now.duration_since(since) < REMEMBERED));
+        let names = self.names();
+        self.addresses.retain(|name, _| names.contains(name));
     }
 
     /// Notes which addresses a name has now. Where none was found it keeps those it had.
@@ -169,5 +171,8 @@ mod tests {
         look_up_all(&mut known);
         assert_eq!(known.wanted().len(), MAX_STUBS);
         assert!(known.wanted().contains(&any("z:1")));
+        known.heard(&says(&any("z:1"), &["b:1"]), Instant::now());
+        look_up_all(&mut known);
+        assert_eq!(known.addresses.len(), 2, "what nobody names any more is forgotten");
     }
 }

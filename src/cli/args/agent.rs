@@ -15,6 +15,7 @@ pub(super) const AGENT_EXAMPLES: &str = "\
 Examples:
   qtunnel agent --stub stub.example.com:8443 --token qtj1.... --state-dir /var/lib/qtunnel
   qtunnel agent --stub stub.example.com:8443 --state-dir ./agent --kubeconfig ~/.kube/config
+  qtunnel agent --stub stub-1.example.com:8443,stub-2.example.com:8443 --state-dir ./agent --kubeconfig ~/.kube/config
   qtunnel agent --stub stub.example.com:8443 --state-dir ./agent \\
       --upstream https://10.0.0.1:6443 --upstream-ca ca.pem --upstream-token-file token
   qtunnel agent manifest --stub stub.example.com:8443 --token qtj1.... --impersonate-user alice | kubectl apply -f -";
