@@ -21,10 +21,11 @@ const EXEC: &str = "/api/v1/namespaces/demo/pods/web/exec?command=sh";
 
 /// A stub whose stop has steps that a test can tell apart.
 fn patient() -> StubOptions {
-    StubOptions::default()
-        .set("limits", "drain_delay", "1s")
-        .set("limits", "shutdown_timeout", "3s")
-        .set("admin", "listen", "127.0.0.1:0")
+    StubOptions::default().set("limits", "drain_delay", "1s").set("limits", "shutdown_timeout", "3s").set(
+        "admin",
+        "listen",
+        "127.0.0.1:0",
+    )
 }
 
 /// An API server that answers one kind of list only when the test says so.
@@ -104,7 +105,13 @@ async fn every_kind_of_request_has_the_end_that_its_client_understands() {
         assert!(!half.rest().await.complete, "half an event is not the end of a watch");
     }
     assert!(scene.stub.process.wait().success());
-    let ends: Vec<String> = scene.stub.process.logged("request").iter().filter_map(|line| line["end"].as_str().map(str::to_owned)).collect();
+    let ends: Vec<String> = scene
+        .stub
+        .process
+        .logged("request")
+        .iter()
+        .filter_map(|line| line["end"].as_str().map(str::to_owned))
+        .collect();
     for (end, count) in [("handed over", 2), ("stopped", 4)] {
         assert_eq!(ends.iter().filter(|other| *other == end).count(), count, "{end} in {ends:?}");
     }
@@ -163,7 +170,8 @@ async fn kubectl_tells_why_a_session_ended() {
     let mut tunnel = Tunnel::start_with(options, support::tunnel::AgentOptions::default());
     let Some(kubectl) = Kubectl::newest(&tunnel.stub.kubeconfig("c1", "alice", &[USERS])) else { return };
     tokio::task::block_in_place(|| {
-        let exec = kubectl.command(&["exec", "-n", "demo", "web", "-c", "web", "--", "sh", "-c", "echo there; sleep 60"]);
+        let exec =
+            kubectl.command(&["exec", "-n", "demo", "web", "-c", "web", "--", "sh", "-c", "echo there; sleep 60"]);
         let log = kubectl.command(&["logs", "-f", "-n", "demo", "web", "-c", "fast"]);
         let mut exec = support::process::Process::start("exec", exec, support::process::Input::None);
         let mut log = support::process::Process::start("logs -f", log, support::process::Input::None);

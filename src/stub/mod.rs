@@ -231,8 +231,9 @@ impl Stub {
                 drain::run(&shared).await;
             };
             // Both go on while the stub drains, and tell those who come that it does.
-            let serving =
-                async { tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel)) };
+            let serving = async {
+                tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel))
+            };
             tokio::select! {
                 _ = serving => {}
                 () = draining => {}

@@ -234,7 +234,13 @@ impl AgentLink {
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
             leaving: CancellationToken::new(),
-            state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false, set_aside: false, waiting: false }),
+            state: Mutex::new(LinkState {
+                heard_at: Instant::now(),
+                report: None,
+                draining: false,
+                set_aside: false,
+                waiting: false,
+            }),
             traffic: Arc::default(),
         }
     }

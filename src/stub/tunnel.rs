@@ -56,11 +56,7 @@ pub async fn hang_up(shared: &Shared, listener: &QuicListener) {
 }
 
 /// Serves a connection of the TCP port that speaks for an agent, to its end.
-pub async fn serve_over_tcp(
-    shared: &Shared,
-    socket: TlsStream<TcpStream>,
-    address: SocketAddr,
-) {
+pub async fn serve_over_tcp(shared: &Shared, socket: TlsStream<TcpStream>, address: SocketAddr) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
         Ok(connection) => established(shared, connection).await,
         Err(end) => Err(end.into()),

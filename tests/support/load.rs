@@ -112,7 +112,11 @@ impl Load {
         let number = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
         let mut failures = self.tally.failures.lock().unwrap().clone();
         let seen = self.tally.seen.lock().unwrap();
-        failures.extend(seen.iter().filter(|(_, times)| **times != 1).map(|(name, times)| format!("{name} was told of {times} times")));
+        failures.extend(
+            seen.iter()
+                .filter(|(_, times)| **times != 1)
+                .map(|(name, times)| format!("{name} was told of {times} times")),
+        );
         Outcome {
             answered: number(&self.tally.answered),
             repeated: number(&self.tally.repeated),
@@ -180,7 +184,8 @@ impl Client {
                 }
             }
             if !pending.is_empty() {
-                return self.count(Err(format!("a watch ended within an event: {:?}", String::from_utf8_lossy(&pending))));
+                return self
+                    .count(Err(format!("a watch ended within an event: {:?}", String::from_utf8_lossy(&pending))));
             }
         }
     }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use tokio::sync::watch;
 

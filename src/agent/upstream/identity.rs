@@ -52,7 +52,8 @@ impl Identity {
             }
         };
         if status == StatusCode::OK {
-            self.uid = serde_json::from_slice::<Namespace>(&body).ok().and_then(|namespace| uid(&namespace.metadata.uid));
+            self.uid =
+                serde_json::from_slice::<Namespace>(&body).ok().and_then(|namespace| uid(&namespace.metadata.uid));
         } else if !std::mem::replace(&mut self.was_refused, true) {
             tracing::info!(
                 "the API server answers {status} to the question for the UID of the namespace kube-system, so the stub cannot \

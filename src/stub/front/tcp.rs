@@ -63,13 +63,7 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     }
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    socket: TcpStream,
-    address: SocketAddr,
-    tls: PortTls,
-    place: OwnedSemaphorePermit,
-) {
+async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls: PortTls, place: OwnedSemaphorePermit) {
     match handshake(&shared, socket, &tls).await {
         Ok(Accepted::Client(socket)) => {
             if let Err(error) = serve_client(shared, socket, address).await {

@@ -32,12 +32,11 @@ pub fn render(frame: &Frame) -> String {
         Frame::Welcome(welcome) => line.welcome(welcome),
         Frame::Refused(refused) => line.word("REFUSED").text("reason", &refused.reason),
         Frame::Report(report) => {
-            line
-            .word("REPORT")
-            .value("open-streams", report.open_streams)
-            .value("upstream-healthy", yes_or_no(report.upstream_healthy))
-            .value("upstream-latency-us", whole(report.upstream_latency, Duration::from_micros(1)))
-            .text("upstream-error", &report.upstream_error);
+            line.word("REPORT")
+                .value("open-streams", report.open_streams)
+                .value("upstream-healthy", yes_or_no(report.upstream_healthy))
+                .value("upstream-latency-us", whole(report.upstream_latency, Duration::from_micros(1)))
+                .text("upstream-error", &report.upstream_error);
             report.api_server.iter().fold(&mut line, |line, uid| line.text("api-server", uid))
         }
         Frame::Drain(drain) => line.word("DRAIN").text("reason", &drain.reason),
