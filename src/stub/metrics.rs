@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     fn status() -> StubStatus {
-        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), clusters: Vec::new() }
+        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), election: None, clusters: Vec::new() }
     }
 
     #[test]

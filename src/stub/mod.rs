@@ -2,7 +2,7 @@
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
 //! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
-//! [`select::AgentSelector`].
+//! [`select::AgentSelector`], [`election::Election`], [`crate::pki::Store`].
 
 pub mod admin;
 pub mod audit;
@@ -14,6 +14,7 @@ pub mod config;
 mod dial;
 mod dispatch;
 mod drain;
+pub mod election;
 mod enrollment;
 mod event_stream;
 mod farewell;
@@ -50,7 +51,7 @@ pub use handle::StubHandle;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
-use crate::kube::StaticTokens;
+use crate::kube::{ClusterAccessError, StaticTokens};
 use crate::pki::StubKeys;
 use crate::pki::{
     PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
@@ -62,6 +63,7 @@ use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use drain::Drain;
+use election::{Alone, Election, LeaseElection};
 use front::tcp::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
@@ -99,6 +101,9 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The election.
+    #[error(transparent)]
+    Election(#[from] ClusterAccessError),
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -173,6 +178,8 @@ impl Stub {
             Some(address) => Some(admin_listener(address).await?),
             None => None,
         };
+        let instance = rand::random();
+        let election = election_of(&config, instance).await?;
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(tokens),
             authorizer,
@@ -193,7 +200,8 @@ impl Stub {
             tasks: TaskTracker::new(),
             drain: Drain::default(),
             keys,
-            instance: rand::random(),
+            instance,
+            election,
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -242,6 +250,7 @@ impl Stub {
         tokio::join!(
             traffic,
             admin,
+            shared.election.campaign(shutdown.clone()),
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
@@ -250,6 +259,15 @@ impl Stub {
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+/// The election of the settings. The name of a candidate has to be new with each process: one that was started again must not
+/// take the Lease for its own.
+async fn election_of(config: &StubConfig, instance: u64) -> Result<Arc<dyn Election>, StartError> {
+    let Some(election) = &config.election else { return Ok(Arc::new(Alone::default())) };
+    let identity = format!("{}_{instance:016x}", config.name);
+    let access = config.kubernetes.access();
+    Ok(Arc::new(LeaseElection::new(&access, &election.lease, identity, election.timing()).await?))
 }
 
 /// The keys of the store, with a server certificate that is not about to expire.

@@ -232,6 +232,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection) -> Result<(), Ref
     let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
+    shared.clusters.seen(&link.identity.cluster);
     shared.registry.add(link.clone());
     let end = session.run(sender, receiver).await;
     shared.registry.remove(&link);

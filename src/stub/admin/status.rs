@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::stub::election::Leadership;
 use crate::stub::registry::{AgentLink, Fitness};
 use crate::stub::shared::Shared;
 use crate::wire::AuthMode;
@@ -17,8 +18,21 @@ pub struct StubStatus {
     pub stub: String,
     /// The version of its software.
     pub version: String,
+    /// Who leads, if there is an election.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub election: Option<ElectionStatus>,
     /// Every known cluster, sorted by id.
     pub clusters: Vec<ClusterStatus>,
+}
+
+/// An election.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ElectionStatus {
+    /// Whether this stub leads.
+    pub leads: bool,
+    /// Who leads, as far as this stub knows: the stub's name and a number that its process has chosen.
+    pub leader: Option<String>,
 }
 
 /// One cluster.
@@ -90,8 +104,15 @@ pub(super) fn status_of(shared: &Shared) -> StubStatus {
     StubStatus {
         stub: shared.config.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        election: shared.config.election.as_ref().map(|_| election_status(shared)),
         clusters: clusters.collect(),
     }
+}
+
+fn election_status(shared: &Shared) -> ElectionStatus {
+    let leadership = shared.election.leadership();
+    let Leadership { leads, leader } = leadership.borrow().clone();
+    ElectionStatus { leads, leader }
 }
 
 fn agent_status(link: &AgentLink) -> AgentStatus {
