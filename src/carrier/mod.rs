@@ -21,7 +21,7 @@ pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use congestion::{BbrConfig, CongestionControl};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
-pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
+pub use quic::{Handshake, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};
 pub use tcp::{TcpDialer, TcpSettings, accepted_over_tcp};

@@ -22,6 +22,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::request;
+use super::sessions::ConnectionSessions;
 use super::shared::Shared;
 use super::tunnel;
 use crate::carrier::Disconnect;
@@ -82,10 +83,10 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutd
                             }
                             drop(place);
                         }
-                        Ok(Accepted::Agent(socket)) => {
+                        Ok(Accepted::Agent(socket, sessions)) => {
                             // A stop waits for requests, not for agents: they stay to serve them.
                             tokio::spawn(async move {
-                                tunnel::serve_over_tcp(&shared, socket, address, shutdown).await;
+                                tunnel::serve_over_tcp(&shared, socket, sessions, address, shutdown).await;
                                 drop(place);
                             });
                         }
@@ -118,7 +119,7 @@ enum ConnectionError {
 /// A connection whose TLS handshake is complete.
 enum Accepted {
     Client(Socket),
-    Agent(Socket),
+    Agent(Socket, Arc<ConnectionSessions>),
 }
 
 async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<Accepted, ConnectionError> {
@@ -127,7 +128,10 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
     let accepting = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         if offers_tunnel(&start.client_hello()) {
-            start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
+            let sessions = ConnectionSessions::new(shared.sessions.clone());
+            let mut tls = ServerConfig::clone(&tls.agents);
+            tls.session_storage = sessions.clone();
+            start.into_stream(Arc::new(tls)).await.map(|socket| Accepted::Agent(socket, sessions))
         } else {
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
         }

@@ -1,7 +1,8 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
-//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
+//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
+//! [`sessions::SessionStore`].
 
 pub mod admin;
 pub mod audit;
@@ -19,6 +20,7 @@ mod record;
 mod registry;
 mod request;
 mod route;
+pub mod sessions;
 mod shared;
 mod tunnel;
 
@@ -52,6 +54,7 @@ use front::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
+use sessions::{FileSessions, SessionStore};
 use shared::Shared;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
@@ -163,6 +166,7 @@ impl Stub {
             metrics: Arc::new(Metrics::new()),
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
+            sessions: session_store(&config, &keys),
             clusters: KnownClusters::new(&config.state_dir),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
@@ -253,6 +257,16 @@ async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter
     };
     let (log, writer) = AuditLog::new(sink, *on_failure, *queue_length);
     Ok((log, Some(writer)))
+}
+
+/// The sessions of the state directory. Without them agents only reconnect a round trip slower.
+fn session_store(config: &StubConfig, keys: &StubKeys) -> Arc<dyn SessionStore> {
+    let authorities = [keys.agent_authority().fingerprint(), keys.server_authority().fingerprint()];
+    let store = FileSessions::open(&config.state_dir.join("sessions"), authorities, SystemTime::now());
+    Arc::new(store.unwrap_or_else(|error| {
+        tracing::warn!("{error}; agents cannot resume their sessions after a restart of this stub");
+        FileSessions::in_memory()
+    }))
 }
 
 async fn admin_listener(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -29,6 +29,8 @@ pub struct AgentLink {
     pub hello: Hello,
     /// The connection to it.
     pub connection: Connection,
+    /// Whether it said hello as early data on a session that it resumed.
+    pub is_early: bool,
     /// Since when.
     pub connected_at: SystemTime,
     /// How long it may go without a report before it is late.
@@ -52,6 +54,8 @@ struct LinkState {
     heard_at: Instant,
     report: Option<Report>,
     draining: bool,
+    /// Whether its handshake is complete.
+    confirmed: bool,
 }
 
 /// How fit an agent is for the next request, best first.
@@ -59,6 +63,8 @@ struct LinkState {
 pub enum Fitness {
     /// It reports, and its API server answers.
     Healthy,
+    /// It has resumed a session, and has yet to prove that it did so just now: see [`Registry::add_early`].
+    Unconfirmed,
     /// It reports that its API server does not answer.
     UpstreamDown,
     /// It has not reported for a while, although its connection answers.
@@ -89,11 +95,26 @@ pub enum Unavailable {
 }
 
 impl Registry {
+    /// Adds an agent that has resumed a session and whose handshake is not complete; [`add`](Self::add) is to follow. What
+    /// it has sent may have been held up on the way by somebody, so it replaces no connection that is there, and gets requests
+    /// only if no other agent can take them.
+    pub fn add_early(&self, link: Arc<AgentLink>) {
+        let mut clusters = self.lock();
+        let links = clusters.entry(link.identity.cluster.clone()).or_default();
+        if links.iter().all(|other| other.identity.agent != link.identity.agent) {
+            links.push(link);
+        }
+        drop(clusters);
+        self.available.notify_waiters();
+    }
+
     /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
     pub fn add(&self, link: Arc<AgentLink>) {
+        link.confirm();
         let mut superseded = Vec::new();
         let mut clusters = self.lock();
         let links = clusters.entry(link.identity.cluster.clone()).or_default();
+        links.retain(|other| !Arc::ptr_eq(other, &link));
         links.retain(|other| match link.succeeds(other) {
             Succession::None => true,
             Succession::Moved => {
@@ -194,16 +215,24 @@ impl Registry {
 }
 
 impl AgentLink {
-    /// An agent that has just said hello and reports every `report_interval`.
-    pub fn new(identity: AgentIdentity, hello: Hello, connection: Connection, report_interval: Duration) -> Self {
+    /// An agent that has just said hello, perhaps early, and reports every `report_interval`.
+    pub fn new(
+        identity: AgentIdentity,
+        hello: Hello,
+        connection: Connection,
+        report_interval: Duration,
+        is_early: bool,
+    ) -> Self {
+        let state = LinkState { heard_at: Instant::now(), report: None, draining: false, confirmed: false };
         Self {
             identity,
             hello,
             path: connection.path_state(),
             connection,
+            is_early,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
-            state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false }),
+            state: Mutex::new(state),
             traffic: Arc::default(),
         }
     }
@@ -213,6 +242,10 @@ impl AgentLink {
         let mut state = self.state();
         state.heard_at = Instant::now();
         state.report = Some(report);
+    }
+
+    fn confirm(&self) {
+        self.state().confirmed = true;
     }
 
     /// Notes that the agent takes no new requests.
@@ -241,6 +274,8 @@ impl AgentLink {
             Some(Fitness::Late)
         } else if state.report.as_ref().is_some_and(|report| !report.upstream_healthy) {
             Some(Fitness::UpstreamDown)
+        } else if !state.confirmed {
+            Some(Fitness::Unconfirmed)
         } else {
             Some(Fitness::Healthy)
         }

@@ -14,6 +14,7 @@ use super::dispatch::Patience;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
+use super::sessions::SessionStore;
 use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
 
@@ -36,6 +37,8 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// The TLS sessions that agents may resume.
+    pub sessions: Arc<dyn SessionStore>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.

@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
 use super::registry::AgentLink;
+use super::sessions::ConnectionSessions;
 use super::shared::Shared;
 use crate::carrier::{
-    Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, PathState, QuicListener, ReceiveError,
+    Connection, ConnectionEnd, FrameReceiver, FrameSender, Handshake, IncomingConnection, PathState, QuicListener, ReceiveError,
     SendError, accepted_over_tcp,
 };
 use crate::pki::{AgentIdentity, Validity};
@@ -51,16 +52,28 @@ pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: Cancella
 pub async fn serve_over_tcp(
     shared: &Shared,
     socket: TlsStream<TcpStream>,
+    sessions: Arc<ConnectionSessions>,
     address: SocketAddr,
     shutdown: CancellationToken,
 ) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
-        Ok(connection) => established(shared, connection, shutdown).await,
+        Ok(connection) => {
+            let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions };
+            identified(shared, newcomer, shutdown).await
+        }
         Err(end) => Err(end.into()),
     };
     if let Err(error) = result {
         tracing::warn!(%address, "refused a connection to the tunnel: {error}");
     }
+}
+
+/// A connection of which it is known by whom it is, if the peer has a certificate.
+struct Newcomer<'a> {
+    connection: &'a Connection,
+    /// What is left of it when a session was resumed.
+    handshake: Handshake,
+    sessions: Arc<ConnectionSessions>,
 }
 
 /// Why a connection did not become an agent's.
@@ -106,17 +119,22 @@ impl Refusal {
 /// One connection over QUIC, from its handshake to its end.
 async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: CancellationToken) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
-    let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
-    established(shared, connection, shutdown).await
+    let sessions = ConnectionSessions::new(shared.sessions.clone());
+    let identifying = incoming.with_sessions(sessions.clone())?.identify();
+    let (connection, handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
+    identified(shared, Newcomer { connection: &connection, handshake, sessions }, shutdown).await
 }
 
-/// What follows the handshake, whatever carries the connection.
-async fn established(shared: &Shared, connection: Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+/// What follows, whatever carries the connection.
+async fn identified(shared: &Shared, newcomer: Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
+    let connection = newcomer.connection;
+    let patience = shared.config.limits.handshake();
     let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, shutdown).await,
-        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => {
-            enroll(shared, &connection, shared.config.limits.handshake()).await
-        }
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, newcomer, shutdown).await,
+        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => match complete(newcomer.handshake, patience).await {
+            Ok(()) => enroll(shared, connection, patience).await,
+            Err(refusal) => Err(refusal),
+        },
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
@@ -126,8 +144,12 @@ async fn established(shared: &Shared, connection: Connection, shutdown: Cancella
     result
 }
 
+async fn complete(handshake: Handshake, patience: Duration) -> Result<(), Refusal> {
+    Ok(timeout(patience, handshake.complete()).await.map_err(|_elapsed| Refusal::Silent)??)
+}
+
 async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
-    let (mut sender, mut receiver) =
+    let ControlStream { mut sender, mut receiver, .. } =
         control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
@@ -155,7 +177,8 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn serve_agent(shared: &Shared, newcomer: Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
+    let Newcomer { connection, handshake, sessions } = newcomer;
     let patience = shared.config.limits.handshake();
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;
@@ -164,7 +187,9 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     if validity.is_expired(SystemTime::now()) {
         return Err(Refusal::Expired(identity));
     }
-    let (mut sender, mut receiver) = control_stream(connection, FrameReader::for_accepted_control(), patience).await?;
+    sessions.belong_to(&identity);
+    let ControlStream { mut sender, mut receiver, is_early } =
+        control_stream(connection, FrameReader::for_accepted_control(), patience).await?;
     let Some(Frame::Hello(hello)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -176,10 +201,19 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
+    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval, is_early));
+    if is_early {
+        // Requests may go out with the stub's first packets: only who has the agent's session can read them.
+        shared.registry.add_early(link.clone());
+    }
+    if let Err(refusal) = complete(handshake, patience).await {
+        shared.registry.remove(&link);
+        return Err(refusal);
+    }
     connection.trust();
-    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
+    shared.metrics.agent_connected(&link);
     shared.registry.add(link.clone());
     let end = session.run(sender, receiver, shutdown).await;
     shared.registry.remove(&link);
@@ -200,18 +234,27 @@ fn log_connected(link: &AgentLink) {
         address = %link.connection.remote_address(),
         carrier = %link.connection.carrier(),
         software,
-        "agent connected"
+        "agent connected{}",
+        if link.is_early { ", resumed with 0-RTT" } else { "" }
     );
 }
 
-/// The stream that the agent opens, to be read by `reader`.
+/// The stream that the agent opens.
+struct ControlStream {
+    sender: FrameSender,
+    receiver: FrameReceiver,
+    /// Whether it came before the handshake was complete.
+    is_early: bool,
+}
+
 async fn control_stream(
     connection: &Connection,
     reader: FrameReader,
     patience: Duration,
-) -> Result<(FrameSender, FrameReceiver), Refusal> {
+) -> Result<ControlStream, Refusal> {
     let (send, recv) = timeout(patience, connection.accept()).await.map_err(|_elapsed| Refusal::Silent)??;
-    Ok((FrameSender::new(send), FrameReceiver::new(recv, reader)))
+    let is_early = recv.is_early();
+    Ok(ControlStream { sender: FrameSender::new(send), receiver: FrameReceiver::new(recv, reader), is_early })
 }
 
 async fn next_within(receiver: &mut FrameReceiver, patience: Duration) -> Result<Option<Frame>, Refusal> {

@@ -45,7 +45,7 @@ pub struct AgentStatus {
     pub software: String,
     /// `impersonate` or `passthrough`.
     pub auth_mode: String,
-    /// `healthy`, `upstream down`, `late` (with its reports), `suspect` (it does not answer) or `draining`.
+    /// `healthy`, `connecting` (its handshake is not complete), `upstream down`, `late` (with its reports), `suspect` (it does not answer) or `draining`.
     pub state: String,
     /// For how long it has not answered, in milliseconds, if it is suspect.
     pub suspect_for_ms: Option<f64>,
@@ -55,6 +55,8 @@ pub struct AgentStatus {
     pub upstream_latency_ms: f64,
     /// Since when it is connected.
     pub connected_since: Timestamp,
+    /// Whether it resumed a session with 0-RTT when it connected.
+    pub resumed_with_0rtt: bool,
     /// Round trip between stub and agent, in milliseconds.
     pub rtt_ms: f64,
     /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1. Unknown over TCP.
@@ -97,6 +99,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         Some(Fitness::UpstreamDown) => "upstream down",
         Some(Fitness::Late) => "late",
         Some(Fitness::Suspect) => "suspect",
+        Some(Fitness::Unconfirmed) => "connecting",
         None => "draining",
     };
     AgentStatus {
@@ -113,6 +116,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
         connected_since: timestamp(link.connected_at),
+        resumed_with_0rtt: link.is_early,
         rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
         loss: path.lost_packets.zip(path.sent_packets).map(|(lost, sent)| lost as f64 / sent.max(1) as f64),
         open_streams: link.traffic().open_streams(),
