@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
@@ -74,7 +75,10 @@ pub async fn join(
         tcp: tcp_enrollment_client_config(token.authority())?,
     };
     let dialer = Dialer::new(stub, carrier, tls, &QuicSettings::default())?;
-    let connection = dialer.dial().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
+    // A token is never early data: there is no session to resume.
+    let dialled = dialer.dial(&Bytes::new()).await;
+    let connect = |error| JoinError::Connect { address: stub.to_string(), error };
+    let connection = dialled.map_err(connect)?.connection;
     let request = Enroll { token: token.to_string(), request: key.signing_request()?.to_vec().into() };
     let result = timeout(PATIENCE, exchange(&connection, request)).await.map_err(|_elapsed| JoinError::TimedOut);
     let chain = result??;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{CarrierChoice, DialTls, Dialer};
-use super::session::{Session, SessionEnd};
+use super::dial::{CarrierChoice, DialTls, Dialer, Dialled};
+use super::session::{Session, SessionEnd, greeting};
 use super::upstream::Health;
 use super::{Agent, AgentError, is_expired, network};
 use crate::carrier::Connection;
@@ -27,6 +28,8 @@ const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 pub struct Link<'a> {
     agent: &'a Agent,
     credentials: Arc<AgentCredentials>,
+    /// Dials with these credentials. It has the sessions that were made with them, which others must not resume.
+    dialer: Option<Arc<Dialer>>,
     /// Made once for the process, so that the stub tells a reconnect from another process.
     instance: u64,
     health: watch::Receiver<Health>,
@@ -53,7 +56,7 @@ impl<'a> Link<'a> {
         shutdown: CancellationToken,
     ) -> Self {
         let (credentials, replaced) = (Arc::new(credentials), JoinSet::new());
-        Self { agent, credentials, instance: rand::random(), health, shutdown, replaced }
+        Self { agent, credentials, dialer: None, instance: rand::random(), health, shutdown, replaced }
     }
 
     /// Connects once, and stays so for as long as it goes well. An agent that has to do with TCP moves to QUIC as soon as
@@ -63,18 +66,19 @@ impl<'a> Link<'a> {
         if is_expired(&self.credentials) {
             return Err(AgentError::Expired);
         }
-        let mut current = match self.shutdown.clone().run_until_cancelled(dialer.dial()).await {
+        let greeting = self.greeting()?;
+        let mut current = match self.shutdown.clone().run_until_cancelled(dialer.dial(&greeting)).await {
             None => return Ok(SessionEnd::Stopped),
             // What is wrong now, a name that is unknown for instance, may be right later.
             Some(Err(error)) => return Ok(error.into()),
-            Some(Ok(connection)) => self.start(connection, dialer),
+            Some(Ok(dialled)) => self.start(dialled, dialer, greeting),
         };
         while current.carrier == Carrier::Tcp && self.agent.config.carrier.choice == CarrierChoice::Auto {
-            let (better, dialer) = tokio::select! {
+            let (better, dialer, greeting) = tokio::select! {
                 end = &mut current.task => return Ok(ended(end)),
                 better = self.next_over_quic() => better?,
             };
-            let mut next = self.start(better, dialer);
+            let mut next = self.start(better, dialer, greeting);
             if (&mut next.welcomed).await.is_err() {
                 tracing::debug!(
                     "QUIC got through, but the stub did not take the connection: {}",
@@ -97,53 +101,66 @@ impl<'a> Link<'a> {
     }
 
     /// Tries QUIC now and then until it gets through.
-    async fn next_over_quic(&mut self) -> Result<(Connection, Dialer), AgentError> {
+    async fn next_over_quic(&mut self) -> Result<(Dialled, Arc<Dialer>, Bytes), AgentError> {
         loop {
             tokio::time::sleep(self.agent.config.carrier.probe_interval.mul_f64(0.75 + rand::random::<f64>() / 2.0))
                 .await;
-            let dialer = self.dialer()?;
-            match dialer.dial_quic().await {
-                Ok(connection) => return Ok((connection, dialer)),
+            let (dialer, greeting) = (self.dialer()?, self.greeting()?);
+            match dialer.dial_quic(&greeting).await {
+                Ok(dialled) => return Ok((dialled, dialer, greeting)),
                 Err(error) => tracing::debug!("QUIC does still not get through: {error}"),
             }
         }
     }
 
-    /// A dialer with the latest credentials.
-    fn dialer(&mut self) -> Result<Dialer, AgentError> {
-        if let Some(latest) = self.agent.state.load()? {
+    /// A dialer with the latest credentials; the same one for as long as they are the same, because of its sessions.
+    fn dialer(&mut self) -> Result<Arc<Dialer>, AgentError> {
+        let latest = self.agent.state.load()?;
+        if let Some(latest) = latest.filter(|latest| !latest.are(&self.credentials)) {
             self.credentials = Arc::new(latest);
+            self.dialer = None;
+        }
+        if let Some(dialer) = &self.dialer {
+            return Ok(dialer.clone());
         }
         let tls = DialTls {
             quic: tunnel_client_config(&self.credentials)?,
             tcp: tcp_tunnel_client_config(&self.credentials)?,
         };
         let config = &self.agent.config;
-        Ok(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?)
+        let dialer = Arc::new(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?);
+        self.dialer = Some(dialer.clone());
+        Ok(dialer)
     }
 
-    fn start(&self, connection: Connection, dialer: Dialer) -> Running {
-        let identity = self.credentials.identity().clone();
+    fn greeting(&self) -> Result<Bytes, AgentError> {
         let hello = Hello {
-            cluster: identity.cluster.clone(),
+            cluster: self.credentials.identity().cluster.clone(),
             instance: self.instance,
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
             auth_mode: self.agent.config.auth_mode,
         };
+        Ok(greeting(hello)?)
+    }
+
+    fn start(&self, dialled: Dialled, dialer: Arc<Dialer>, greeting: Bytes) -> Running {
+        let identity = self.credentials.identity().clone();
         let replaced = CancellationToken::new();
         let session = Session {
             shared: self.agent.shared.clone(),
             state: self.agent.state.clone(),
             credentials: self.credentials.clone(),
-            hello,
+            greeting,
             health: self.health.clone(),
             shutdown: self.shutdown.clone(),
             replaced: replaced.clone(),
             drain_timeout: self.agent.config.drain_timeout,
         };
         let (tell, welcomed) = oneshot::channel();
+        let connection = dialled.connection.clone();
         let carrier = connection.carrier();
         let address = connection.remote_address();
+        let resumed = if dialled.said.is_some() { ", resumed with 0-RTT" } else { "" };
         let on_welcome = move |welcome: &Welcome| {
             tracing::info!(
                 stub = %welcome.stub,
@@ -151,13 +168,13 @@ impl<'a> Link<'a> {
                 %carrier,
                 cluster = %identity.cluster,
                 agent = %identity.agent,
-                "connected"
+                "connected{resumed}"
             );
             // Nobody waits for it on the first connection.
             let _ = tell.send(());
         };
         let task = tokio::spawn(async move {
-            let session = session.run(connection.clone(), on_welcome);
+            let session = session.run(dialled, on_welcome);
             match carrier {
                 Carrier::Tcp => session.await,
                 Carrier::Quic => tokio::select! {
@@ -177,7 +194,7 @@ async fn abandoned(connection: &Connection, dialer: &Dialer) -> SessionEnd {
     let mut silence = ABANDONED_AFTER;
     loop {
         connection.silent_for(silence).await;
-        let attempt = dialer.dial_quic().await;
+        let attempt = dialer.probe_quic().await;
         // The network may have come back only now, for both connections.
         if attempt.is_ok() && timeout(ANSWER_AGAIN, connection.answers()).await.is_err() {
             return SessionEnd::Abandoned;

@@ -33,7 +33,7 @@ use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
-use crate::wire::{AuthMode, ErrorCode};
+use crate::wire::{AuthMode, ErrorCode, WireError};
 use backoff::Backoff;
 use link::Link;
 use session::SessionEnd;
@@ -98,6 +98,9 @@ pub enum AgentError {
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// What it says of itself.
+    #[error("cannot introduce itself to a stub: {0}")]
+    Hello(#[from] WireError),
     /// The socket.
     #[error("cannot use QUIC: {0}")]
     Quic(#[from] std::io::Error),

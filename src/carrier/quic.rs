@@ -259,7 +259,9 @@ impl Handshake {
 
     async fn wait(&mut self) -> Result<(), ConnectionEnd> {
         let Some((connection, complete)) = self.0.take() else { return Ok(()) };
-        if complete.await { Ok(()) } else { Err(connection.closed().await.into()) }
+        // What it says is for the end that dials.
+        let _ = complete.await;
+        connection.close_reason().map_or(Ok(()), |end| Err(end.into()))
     }
 }
 

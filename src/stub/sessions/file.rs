@@ -364,7 +364,7 @@ mod tests {
         store.put(id(2), scene.session("two"), scene.now);
         drop(store);
         let mut bytes = fs::read(scene.path()).unwrap();
-        bytes[PLACE + 100] ^= 1;
+        bytes[PLACE + 40] ^= 1;
         fs::write(scene.path(), bytes).unwrap();
         let store = scene.open();
         assert_eq!(store.len(), 1);
