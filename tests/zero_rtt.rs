@@ -199,3 +199,30 @@ async fn recorded_packets_of_a_reconnect_are_worth_nothing() {
     });
     scene.assert_nobody_came("to a stub with a copy of the sessions").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_agent_is_cut_off_and_resumes_nothing() {
+    let mut scene = Scene::start().await;
+    let revoked = scene.stub.state_dir().join("revoked-agents");
+    tokio::task::block_in_place(|| {
+        scene.stub.process.kill();
+        let agent = scene.agent.process.wait_for_log("connected")["agent"].as_str().unwrap().to_owned();
+        fs::write(&revoked, format!("{CLUSTER}/{agent}\n")).unwrap();
+        scene.restart_stub();
+        scene.stub.process.wait_for_log("has been revoked");
+    });
+    scene.assert_nobody_came("with the session of a revoked agent").await;
+    // A connection that is there ends as well.
+    tokio::task::block_in_place(|| {
+        scene.stub.process.kill();
+        fs::remove_file(&revoked).unwrap();
+        scene.stub.restart();
+        scene.agent.restart();
+        let agent = scene.stub.process.wait_for_log("agent connected")["agent"].as_str().unwrap().to_owned();
+        fs::write(&revoked, format!("{CLUSTER}/{agent}\n")).unwrap();
+        scene.stub.process.wait_for_log("agent disconnected");
+        eventually("the agent to be told", || {
+            (!scene.agent.process.logged("this agent has been revoked").is_empty()).then_some(())
+        });
+    });
+}

@@ -98,7 +98,8 @@ public_address = "{first}:{port}"
 # *.<base_domain>: `qtunnel stub init --base-domain` makes such a one.
 {base_domain}
 
-# Where keys, join tokens and known clusters are.
+# Where keys, join tokens, known clusters and agents' TLS sessions are. An agent that the file revoked-agents in it names,
+# CLUSTER/AGENT on a line of its own, is turned away; the file is read again when it changes.
 # state_dir = "."
 
 [authentication]

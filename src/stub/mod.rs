@@ -19,6 +19,7 @@ mod open_requests;
 mod record;
 mod registry;
 mod request;
+mod revocation;
 mod route;
 pub mod sessions;
 mod shared;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use revocation::RevocationError;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
@@ -54,6 +56,7 @@ use front::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
+use revocation::RevokedAgents;
 use sessions::{FileSessions, SessionStore};
 use shared::Shared;
 
@@ -90,6 +93,9 @@ pub enum StartError {
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The list of revoked agents.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// The audit log.
     #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
     AuditLog {
@@ -167,6 +173,7 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             sessions: session_store(&config, &keys),
+            revoked: RevokedAgents::load(&config.state_dir)?,
             clusters: KnownClusters::new(&config.state_dir),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
@@ -212,6 +219,7 @@ impl Stub {
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
+            stopped.run_until_cancelled(shared.revoked.follow(&shared.registry)),
             write_audit_log(audit_writer, &stopped),
         );
         // A socket that is left behind is replaced at the next start.

@@ -14,6 +14,7 @@ use super::dispatch::Patience;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
+use super::revocation::RevokedAgents;
 use super::sessions::SessionStore;
 use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub registry: Registry,
     /// The TLS sessions that agents may resume.
     pub sessions: Arc<dyn SessionStore>,
+    /// The agents that are turned away.
+    pub revoked: RevokedAgents,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.

@@ -89,6 +89,8 @@ enum Refusal {
     Certificate(#[from] crate::pki::CertificateError),
     #[error("the certificate of {0} has expired")]
     Expired(AgentIdentity),
+    #[error("{0} has been revoked")]
+    Revoked(AgentIdentity),
     #[error("{identity} says that it serves cluster \"{claimed}\"")]
     OtherCluster { identity: AgentIdentity, claimed: crate::wire::ClusterId },
     #[error("the control stream: {0}")]
@@ -105,9 +107,11 @@ impl Refusal {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Silent => ErrorCode::HandshakeTimeout,
-            Self::NoCertificate | Self::Certificate(_) | Self::Expired(_) | Self::OtherCluster { .. } => {
-                ErrorCode::IdentityRejected
-            }
+            Self::NoCertificate
+            | Self::Certificate(_)
+            | Self::Expired(_)
+            | Self::Revoked(_)
+            | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
             Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
@@ -186,6 +190,9 @@ async fn serve_agent(shared: &Shared, newcomer: Newcomer<'_>, shutdown: Cancella
     let validity = Validity::of(&certificate)?;
     if validity.is_expired(SystemTime::now()) {
         return Err(Refusal::Expired(identity));
+    }
+    if shared.revoked.contains(&identity) {
+        return Err(Refusal::Revoked(identity));
     }
     sessions.belong_to(&identity);
     let ControlStream { mut sender, mut receiver, is_early } =

@@ -34,7 +34,8 @@ pub struct StubConfig {
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,
-    /// Where keys, join tokens and known clusters are kept; relative to the settings file. Default: beside it.
+    /// Where keys, join tokens, known clusters, agents' TLS sessions and the list of revoked agents are kept; relative to the
+    /// settings file. Default: beside it.
     #[serde(default)]
     pub state_dir: PathBuf,
     /// Who users are.
