@@ -74,7 +74,8 @@ impl Scene {
     /// be anything, RFC 9287).
     fn reconnect(&self) -> Vec<Recorded> {
         let recorded = self.relay.recorded();
-        let initial = recorded.iter().position(|recorded| recorded.packet[0] & 0xb0 == 0x80).expect("an Initial packet");
+        let initial =
+            recorded.iter().position(|recorded| recorded.packet[0] & 0xb0 == 0x80).expect("an Initial packet");
         let client = recorded[initial].client;
         recorded[initial..].iter().filter(|recorded| recorded.client == client).cloned().collect()
     }
@@ -88,7 +89,11 @@ impl Scene {
         while began.elapsed() < Duration::from_secs(1) {
             assert_eq!(self.ask(&client).await, 503, "{what}");
         }
-        assert_eq!(tokio::task::block_in_place(|| self.stub.agents(CLUSTER)), Vec::<serde_json::Value>::new(), "{what}");
+        assert_eq!(
+            tokio::task::block_in_place(|| self.stub.agents(CLUSTER)),
+            Vec::<serde_json::Value>::new(),
+            "{what}"
+        );
         assert_eq!(self.requests.lock().unwrap().len(), before, "{what}");
         assert_eq!(self.stub.process.logged("agent connected").len(), connected, "{what}");
     }

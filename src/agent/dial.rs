@@ -9,13 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::address::{AddressError, StubAddress};
 use super::proxy::{Proxy, ProxyError};
 use crate::carrier::{
     Connection, ConnectionEnd, QuicDialer, QuicSettings, RecvStream, SendStream, TcpDialer, TcpSettings,
 };
+use crate::wire::ErrorCode;
 
 /// Which carriers an agent uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -110,6 +111,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long QUIC is waited for before TCP is tried beside it.
 const HEAD_START: Duration = Duration::from_secs(3);
 
+/// Beyond two round trips, how long sessions may be on their way.
+const SESSIONS_GRACE: Duration = Duration::from_secs(1);
+
 impl Dialer {
     /// Dials `stub` with `tls`.
     ///
@@ -177,6 +181,15 @@ impl Dialer {
     /// Tries whether the stub answers over QUIC.
     pub async fn probe_quic(&self) -> Result<(), DialError> {
         self.first_address(|address| self.probe.dial(address, self.stub.host())).await.map(drop)
+    }
+
+    /// Connects over QUIC for nothing but the sessions that come with it.
+    pub async fn fetch_sessions(&self) -> Result<(), DialError> {
+        let connection = self.first_address(|address| self.quic.dial(address, self.stub.host())).await?;
+        // They follow the end of the handshake.
+        sleep(connection.path().round_trip * 2 + SESSIONS_GRACE).await;
+        connection.close_and_drain(ErrorCode::NoError, "the sessions have come", SESSIONS_GRACE).await;
+        Ok(())
     }
 
     async fn dial_tcp(&self) -> Result<Connection, DialError> {

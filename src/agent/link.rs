@@ -1,5 +1,6 @@
 //! An agent's tie to its stub: one connection, or two while it moves from TCP to QUIC.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 
 /// How long an old connection has to answer once a new one does: several heartbeats.
 const ANSWER_AGAIN: Duration = Duration::from_secs(3);
+
+/// How long sessions are used before new ones are fetched, give or take a quarter. Stubs keep them for a day.
+const SESSION_AGE: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// Connects an agent to its stub, again and again.
 #[derive(Debug)]
@@ -181,6 +185,7 @@ impl<'a> Link<'a> {
                     end = session => end,
                     never = network::follow(&connection) => match never {},
                     end = abandoned(&connection, &dialer) => end,
+                    never = keep_sessions(&dialer) => match never {},
                 },
             }
         });
@@ -200,6 +205,17 @@ async fn abandoned(connection: &Connection, dialer: &Dialer) -> SessionEnd {
             return SessionEnd::Abandoned;
         }
         silence += ABANDONED_AFTER;
+    }
+}
+
+/// Has sessions to resume although the connection lives for longer than they do: TLS gives them out with a handshake alone.
+async fn keep_sessions(dialer: &Dialer) -> Infallible {
+    loop {
+        tokio::time::sleep(SESSION_AGE.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
+        match dialer.fetch_sessions().await {
+            Ok(()) => tracing::debug!("fetched sessions to resume"),
+            Err(error) => tracing::debug!("could not fetch sessions to resume: {error}"),
+        }
     }
 }
 

@@ -21,8 +21,7 @@ use crate::carrier::{
 };
 use crate::pki::{AgentCredentials, AgentKey, AgentState};
 use crate::wire::{
-    Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Report, StreamKind, Welcome,
-    WireError,
+    Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Report, StreamKind, Welcome, WireError,
 };
 
 /// What one session needs to know.

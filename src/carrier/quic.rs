@@ -213,7 +213,7 @@ impl IncomingConnection {
 
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(self) -> Result<Connection, ConnectionEnd> {
-        let (connection, handshake) = self.identify().await?;
+        let (connection, mut handshake) = self.identify().await?;
         handshake.complete().await?;
         Ok(connection)
     }
@@ -237,7 +237,7 @@ impl IncomingConnection {
             Err(connecting) => (connecting.await?, Handshake::done()),
         };
         if connection.peer_identity().is_none() {
-            handshake.wait().await?;
+            handshake.complete().await?;
         }
         Ok((Connection::new(connection, self.endpoint, pulse), handshake))
     }
@@ -252,15 +252,13 @@ impl Handshake {
         Self(None)
     }
 
-    /// Waits for its end. Bound it with a deadline.
-    pub async fn complete(mut self) -> Result<(), ConnectionEnd> {
-        self.wait().await
-    }
-
-    async fn wait(&mut self) -> Result<(), ConnectionEnd> {
-        let Some((connection, complete)) = self.0.take() else { return Ok(()) };
+    /// Waits for its end. Bound it with a deadline; it may be called again.
+    pub async fn complete(&mut self) -> Result<(), ConnectionEnd> {
+        let Some((connection, complete)) = &mut self.0 else { return Ok(()) };
         // What it says is for the end that dials.
         let _ = complete.await;
+        let connection = connection.clone();
+        self.0 = None;
         connection.close_reason().map_or(Ok(()), |end| Err(end.into()))
     }
 }
@@ -345,10 +343,7 @@ struct Attempt {
 }
 
 /// Opens a stream with `words`.
-async fn say(
-    connection: &quinn::Connection,
-    words: &Bytes,
-) -> Result<(SendStream, RecvStream), StreamWriteError> {
+async fn say(connection: &quinn::Connection, words: &Bytes) -> Result<(SendStream, RecvStream), StreamWriteError> {
     let (mut send, recv) = quic_halves(connection.open_bi().await.map_err(ConnectionEnd::from)?);
     send.write(&mut [words.clone()]).await?;
     Ok((send, recv))

@@ -125,9 +125,7 @@ fn read(path: &Path) -> Result<String, RevocationError> {
 fn parse(path: &Path, text: String) -> Result<Loaded, RevocationError> {
     let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let agents = lines
-        .map(|(line, name)| {
-            agent(name).map_err(|source| RevocationError::Line { path: path.to_owned(), line, source })
-        })
+        .map(|(line, name)| agent(name).map_err(|source| RevocationError::Line { path: path.to_owned(), line, source }))
         .collect::<Result<_, _>>()?;
     Ok(Loaded { text, agents })
 }

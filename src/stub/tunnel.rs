@@ -15,8 +15,8 @@ use super::registry::AgentLink;
 use super::sessions::ConnectionSessions;
 use super::shared::Shared;
 use crate::carrier::{
-    Connection, ConnectionEnd, FrameReceiver, FrameSender, Handshake, IncomingConnection, PathState, QuicListener, ReceiveError,
-    SendError, accepted_over_tcp,
+    Connection, ConnectionEnd, FrameReceiver, FrameSender, Handshake, IncomingConnection, PathState, QuicListener,
+    ReceiveError, SendError, accepted_over_tcp,
 };
 use crate::pki::{AgentIdentity, Validity};
 use crate::wire::{
@@ -30,8 +30,8 @@ pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: Cancella
         let (shared, shutdown) = (shared.clone(), shutdown.clone());
         tokio::spawn(async move {
             let address = incoming.remote_address();
-            if let Err(error) = accept(&shared, incoming, shutdown).await {
-                tracing::warn!(%address, "refused a connection to the tunnel: {error}");
+            if let Err(refusal) = accept(&shared, incoming, shutdown).await {
+                refusal.log(address);
             }
         });
     }
@@ -61,10 +61,10 @@ pub async fn serve_over_tcp(
             let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions };
             identified(shared, newcomer, shutdown).await
         }
-        Err(end) => Err(end.into()),
+        Err(end) => Err(Refusal::from(end)),
     };
-    if let Err(error) = result {
-        tracing::warn!(%address, "refused a connection to the tunnel: {error}");
+    if let Err(refusal) = result {
+        refusal.log(address);
     }
 }
 
@@ -104,6 +104,15 @@ enum Refusal {
 }
 
 impl Refusal {
+    fn log(&self, address: SocketAddr) {
+        match self {
+            Self::Handshake(ConnectionEnd::ClosedByPeer { code: ErrorCode::NoError, .. }) => {
+                tracing::debug!(%address, "a connection to the tunnel ended without a word");
+            }
+            _ => tracing::warn!(%address, "refused a connection to the tunnel: {self}"),
+        }
+    }
+
     fn code(&self) -> ErrorCode {
         match self {
             Self::Silent => ErrorCode::HandshakeTimeout,
@@ -130,29 +139,33 @@ async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: Cancell
 }
 
 /// What follows, whatever carries the connection.
-async fn identified(shared: &Shared, newcomer: Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
     let connection = newcomer.connection;
     let patience = shared.config.limits.handshake();
     let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, newcomer, shutdown).await,
-        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => match complete(newcomer.handshake, patience).await {
-            Ok(()) => enroll(shared, connection, patience).await,
-            Err(refusal) => Err(refusal),
-        },
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer, shutdown).await,
+        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => enroll(shared, &mut newcomer, patience).await,
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
     if let Err(refusal) = &result {
+        // Before the end of the handshake the peer would not be told why (RFC 9000, section 10.2.3).
+        if !matches!(refusal, Refusal::Silent) {
+            let _ = complete(&mut newcomer.handshake, patience).await;
+        }
         connection.close(refusal.code(), &refusal.to_string());
     }
     result
 }
 
-async fn complete(handshake: Handshake, patience: Duration) -> Result<(), Refusal> {
+async fn complete(handshake: &mut Handshake, patience: Duration) -> Result<(), Refusal> {
     Ok(timeout(patience, handshake.complete()).await.map_err(|_elapsed| Refusal::Silent)??)
 }
 
-async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
+async fn enroll(shared: &Shared, newcomer: &mut Newcomer<'_>, patience: Duration) -> Result<(), Refusal> {
+    // A token is never early data.
+    complete(&mut newcomer.handshake, patience).await?;
+    let connection = newcomer.connection;
     let ControlStream { mut sender, mut receiver, .. } =
         control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
@@ -181,8 +194,9 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, newcomer: Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
     let Newcomer { connection, handshake, sessions } = newcomer;
+    let connection = *connection;
     let patience = shared.config.limits.handshake();
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;

@@ -18,12 +18,12 @@ use super::table::{Bounds, Table};
 use super::{LIFETIME, Session, SessionId, SessionStore};
 use crate::pki::CertificateFingerprint;
 
-/// Two for each connection of 10,000 agents, and room to spare. At most 64 MiB of disk and half of that of memory.
-const BOUNDS: Bounds = Bounds { total: 32 * 1024, per_agent: 4 };
+/// All that 10,000 agents may have, who get four with each connection. At most 128 MiB of disk and half of that of memory.
+const BOUNDS: Bounds = Bounds { total: 64 * 1024, per_agent: 6 };
 
 /// The sessions of a stub, in memory and in a file (0600) that outlives the process.
 ///
-/// At most 32,768 sessions are kept, four for each agent, for a day. A system that cannot tell its boots apart (other than
+/// At most 65,536 sessions are kept, six for each agent, for a day. A system that cannot tell its boots apart (other than
 /// Linux) has none that outlive the process.
 #[derive(Debug)]
 pub struct FileSessions {
@@ -67,7 +67,11 @@ impl FileSessions {
     ///
     /// # Errors
     /// The file is in use, or cannot be read or written.
-    pub fn open(path: &Path, authorities: [CertificateFingerprint; 2], now: SystemTime) -> Result<Self, SessionFileError> {
+    pub fn open(
+        path: &Path,
+        authorities: [CertificateFingerprint; 2],
+        now: SystemTime,
+    ) -> Result<Self, SessionFileError> {
         let Some(boot) = boot() else { return Ok(Self::in_memory()) };
         let (file, found) = Places::open(path, &boot, authorities)?;
         let mut state = State { table: Table::new(BOUNDS), file: Some(file), failing: false };
@@ -154,7 +158,11 @@ struct Places(File);
 impl Places {
     /// Opens the file and empties it; what it held comes back if this file, this boot and `authorities` are those it was
     /// written for.
-    fn open(path: &Path, boot: &str, authorities: [CertificateFingerprint; 2]) -> Result<(Self, Vec<(SessionId, Session)>), SessionFileError> {
+    fn open(
+        path: &Path,
+        boot: &str,
+        authorities: [CertificateFingerprint; 2],
+    ) -> Result<(Self, Vec<(SessionId, Session)>), SessionFileError> {
         let failed = |source| SessionFileError::Io { path: path.to_owned(), source };
         let mut file = lock(path)?;
         if is_damaged(&file).map_err(failed)? {
@@ -249,7 +257,10 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             // Whole seconds, as the file has them.
-            Self { directory: tempfile::tempdir().unwrap(), now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) }
+            Self {
+                directory: tempfile::tempdir().unwrap(),
+                now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            }
         }
 
         fn path(&self) -> PathBuf {

@@ -81,7 +81,7 @@ impl fmt::Debug for Session {
 /// How long agents are told that a session is good for (rustls, `ExpectFinished::emit_ticket`).
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Sessions that wait for one connection's agent to be known. TLS makes two for each handshake.
+/// Sessions that wait for one connection's agent to be known. TLS makes as many with each handshake.
 const MAX_WAITING: usize = 4;
 
 /// The sessions of one connection, between TLS and the store.
