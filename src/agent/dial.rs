@@ -11,8 +11,9 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use tokio::time::{sleep, timeout};
 
-use super::address::{AddressError, StubAddress};
-use super::proxy::{Proxy, ProxyError};
+use super::address::AddressError;
+use super::proxy::{Proxy, ProxyError, ProxySettings};
+use super::target::Target;
 use crate::carrier::{
     Connection, ConnectionEnd, QuicDialer, QuicSettings, RecvStream, SendStream, TcpDialer, TcpSettings,
 };
@@ -38,12 +39,12 @@ pub struct CarrierSettings {
     /// While on TCP for want of QUIC: how often QUIC is tried again, give or take a quarter. Default 60 s.
     pub probe_interval: Duration,
     /// The HTTP proxy that connections over TCP go through; QUIC goes through none. Default: none.
-    pub proxy: Option<Proxy>,
+    pub proxy: ProxySettings,
 }
 
 impl Default for CarrierSettings {
     fn default() -> Self {
-        Self { choice: CarrierChoice::Auto, probe_interval: Duration::from_secs(60), proxy: None }
+        Self { choice: CarrierChoice::Auto, probe_interval: Duration::from_secs(60), proxy: ProxySettings::default() }
     }
 }
 
@@ -59,7 +60,7 @@ pub struct DialTls {
 /// Dials one stub.
 #[derive(Debug)]
 pub struct Dialer {
-    stub: StubAddress,
+    stub: Target,
     choice: CarrierChoice,
     proxy: Option<Proxy>,
     quic: QuicDialer,
@@ -120,13 +121,13 @@ impl Dialer {
     /// # Errors
     ///
     /// When `tls` cannot do QUIC.
-    pub fn new(stub: &StubAddress, carrier: &CarrierSettings, tls: DialTls, quic: &QuicSettings) -> io::Result<Self> {
+    pub fn new(stub: &Target, carrier: &CarrierSettings, tls: DialTls, quic: &QuicSettings) -> io::Result<Self> {
         let mut without_sessions = tls.quic.clone();
         without_sessions.resumption = Resumption::disabled();
         Ok(Self {
             stub: stub.clone(),
             choice: carrier.choice,
-            proxy: carrier.proxy.clone(),
+            proxy: carrier.proxy.proxy_for(stub.name().host(), stub.name().port()).cloned(),
             quic: QuicDialer::new(Arc::new(tls.quic), quic.clone())?,
             probe: QuicDialer::new(Arc::new(without_sessions), quic.clone())?,
             tcp: TcpDialer::new(Arc::new(tls.tcp), TcpSettings::from(quic)),
@@ -135,16 +136,27 @@ impl Dialer {
 
     /// Connects as the settings say. `words` are said with the first packet if QUIC has a session to resume.
     pub async fn dial(&self, words: &Bytes) -> Result<Dialled, DialError> {
+        self.choose(self.dial_quic(words)).await
+    }
+
+    /// The same without a word, and without a session to resume: nobody may be there.
+    pub async fn probe(&self) -> Result<Connection, DialError> {
+        let host = self.stub.name().host();
+        let quic = async { Ok(self.first_address(|address| self.probe.dial(address, host)).await?.into()) };
+        Ok(self.choose(quic).await?.connection)
+    }
+
+    async fn choose(&self, quic: impl Future<Output = Result<Dialled, DialError>>) -> Result<Dialled, DialError> {
         match self.choice {
-            CarrierChoice::Auto => self.race(words).await,
-            CarrierChoice::Quic => self.dial_quic(words).await,
+            CarrierChoice::Auto => self.race(quic).await,
+            CarrierChoice::Quic => quic.await,
             CarrierChoice::Tcp => self.dial_tcp().await.map(Dialled::from),
         }
     }
 
     /// QUIC with a head start, then whichever is first.
-    async fn race(&self, words: &Bytes) -> Result<Dialled, DialError> {
-        let mut quic = pin!(self.dial_quic(words));
+    async fn race(&self, quic: impl Future<Output = Result<Dialled, DialError>>) -> Result<Dialled, DialError> {
+        let mut quic = pin!(quic);
         let mut quic_error = match timeout(HEAD_START, quic.as_mut()).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => Some(error),
@@ -173,19 +185,14 @@ impl Dialer {
 
     /// Connects over QUIC to the first of the stub's addresses that answers.
     pub async fn dial_quic(&self, words: &Bytes) -> Result<Dialled, DialError> {
-        let dial = |address| self.quic.dial_saying(words, address, self.stub.host());
+        let dial = |address| self.quic.dial_saying(words, address, self.stub.name().host());
         let (connection, said) = self.first_address(dial).await?;
         Ok(Dialled { connection, said })
     }
 
-    /// Tries whether the stub answers over QUIC.
-    pub async fn probe_quic(&self) -> Result<(), DialError> {
-        self.first_address(|address| self.probe.dial(address, self.stub.host())).await.map(drop)
-    }
-
     /// Connects over QUIC for nothing but the sessions that come with it.
     pub async fn fetch_sessions(&self) -> Result<(), DialError> {
-        let connection = self.first_address(|address| self.quic.dial(address, self.stub.host())).await?;
+        let connection = self.first_address(|address| self.quic.dial(address, self.stub.name().host())).await?;
         // They follow the end of the handshake.
         sleep(connection.path().round_trip * 2 + SESSIONS_GRACE).await;
         connection.close_and_drain(ErrorCode::NoError, "the sessions have come", SESSIONS_GRACE).await;
@@ -194,12 +201,12 @@ impl Dialer {
 
     async fn dial_tcp(&self) -> Result<Connection, DialError> {
         let Some(proxy) = &self.proxy else {
-            return self.first_address(|address| self.tcp.dial(address, self.stub.host())).await;
+            return self.first_address(|address| self.tcp.dial(address, self.stub.name().host())).await;
         };
         // The proxy looks the name up: inside, names of the outside are often unknown.
         let connecting = async {
-            let socket = proxy.connect(self.stub.host(), self.stub.port()).await?;
-            Ok(self.tcp.handshake(socket, self.stub.host()).await?)
+            let socket = proxy.connect(&self.stub.host_for_proxy(), self.stub.name().port()).await?;
+            Ok(self.tcp.handshake(socket, self.stub.name().host()).await?)
         };
         timeout(PATIENCE, connecting).await.unwrap_or(Err(ConnectionEnd::TimedOut.into()))
     }
@@ -209,7 +216,7 @@ impl Dialer {
         F: Future<Output = Result<T, ConnectionEnd>>,
     {
         let mut last = ConnectionEnd::TimedOut;
-        for address in self.stub.resolve(PATIENCE).await? {
+        for address in self.stub.addresses(PATIENCE).await? {
             match timeout(PATIENCE, dial(address)).await.unwrap_or(Err(ConnectionEnd::TimedOut)) {
                 Ok(connection) => return Ok(connection),
                 Err(end) => last = end,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
 use super::address::StubAddress;
 use super::dial::{CarrierSettings, DialError, DialTls, Dialer};
+use super::target::Target;
 use crate::carrier::{Connection, FrameReceiver, FrameSender, QuicSettings, ReceiveError, SendError};
 use crate::pki::{
     AgentCredentials, AgentKey, AgentState, AgentStateError, JoinToken, TlsError, enrollment_client_config,
@@ -26,6 +26,9 @@ pub enum JoinError {
         /// Why.
         error: DialError,
     },
+    /// There is nowhere to join.
+    #[error("no address of a stub is given")]
+    NoStub,
     /// No answer.
     #[error("the stub did not answer the join request within {} s", PATIENCE.as_secs())]
     TimedOut,
@@ -74,11 +77,9 @@ pub async fn join(
         quic: enrollment_client_config(token.authority())?,
         tcp: tcp_enrollment_client_config(token.authority())?,
     };
-    let dialer = Dialer::new(stub, carrier, tls, &QuicSettings::default())?;
-    // A token is never early data: there is no session to resume.
-    let dialled = dialer.dial(&Bytes::new()).await;
-    let connect = |error| JoinError::Connect { address: stub.to_string(), error };
-    let connection = dialled.map_err(connect)?.connection;
+    let dialer = Dialer::new(&Target::any(stub.clone()), carrier, tls, &QuicSettings::default())?;
+    // Without a session: a token is never early data.
+    let connection = dialer.probe().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
     let request = Enroll { token: token.to_string(), request: key.signing_request()?.to_vec().into() };
     let result = timeout(PATIENCE, exchange(&connection, request)).await.map_err(|_elapsed| JoinError::TimedOut);
     let chain = result??;

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::dial::{DialError, Dialled};
 use super::request;
 use super::shared::Shared;
+use super::target::Target;
 use super::upstream::Health;
 use crate::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, RecvStream, SendError, SendStream,
@@ -42,6 +43,8 @@ pub struct Session {
     /// When a better connection has taken this one's place: no more requests come here, and those that are here end when
     /// they end.
     pub replaced: CancellationToken,
+    /// Cancelled when the stub says that it is about to stop.
+    pub told_to_leave: CancellationToken,
     /// How long requests may take to end at a stop.
     pub drain_timeout: Duration,
 }
@@ -55,6 +58,9 @@ pub enum SessionEnd {
     /// A better connection has taken the place of this one, and the last request here has ended.
     #[error("another connection has taken its place")]
     Replaced,
+    /// Another link of this agent is connected to the same stub, at the target that is given.
+    #[error("the same stub is connected as {0} already")]
+    SameStub(Target),
     /// There was no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -142,8 +148,12 @@ pub fn greeting(hello: Hello) -> Result<Bytes, WireError> {
 }
 
 impl Session {
-    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent.
-    pub async fn run(mut self, dialled: Dialled, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
+    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent, and may end it.
+    pub async fn run(
+        mut self,
+        dialled: Dialled,
+        welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
+    ) -> SessionEnd {
         let Dialled { connection, said } = dialled;
         match self.serve(&connection, said, welcomed).await {
             Ok(leaving) => {
@@ -169,7 +179,7 @@ impl Session {
         &mut self,
         connection: &Connection,
         said: Option<(SendStream, RecvStream)>,
-        welcomed: impl FnOnce(&Welcome),
+        welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
     ) -> Result<Leaving, SessionEnd> {
         let (send, recv) = match said {
             Some(stream) => stream,
@@ -186,7 +196,7 @@ impl Session {
             Some(Frame::Refused(refused)) => return Err(SessionEnd::Refused(refused.reason)),
             _ => return Err(SessionEnd::ControlStreamEnded),
         };
-        welcomed(&welcome);
+        welcomed(&welcome)?;
         let streams = RequestStreams::new(connection.clone(), self.shared.clone());
         let accepting = streams.accept();
         let talking = self.talk(&mut sender, &mut receiver, &streams, welcome.report_interval);
@@ -230,7 +240,10 @@ impl Session {
                             renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                         }
                         Some(Frame::Refused(refused)) => renewal.refused(&refused),
-                        Some(Frame::Drain(drain)) => tracing::info!("the stub is about to stop: {}", drain.reason),
+                        Some(Frame::Drain(drain)) => {
+                            tracing::info!("the stub is about to stop: {}", drain.reason);
+                            self.told_to_leave.cancel();
+                        }
                         Some(_) => {}
                         None => return Err(SessionEnd::ControlStreamEnded),
                     }
@@ -239,7 +252,7 @@ impl Session {
             }
             report_at = Instant::now() + report_interval;
             let report = report(&self.health.borrow_and_update(), streams.open());
-            reported = Some(report.upstream_error.clone());
+            reported = Some((report.upstream_error.clone(), report.api_server.clone()));
             sender.send(&Frame::Report(report)).await?;
         }
     }
@@ -275,9 +288,12 @@ impl Session {
     }
 }
 
-/// Waits until the API server is worse or better than the last report said. Its latency alone is no news.
-async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<String>) {
-    let news = |health: &Health| Some(health.error.as_deref().unwrap_or_default()) != reported.as_deref();
+/// Waits until the API server is worse, better or another than the last report said. Its latency alone is no news.
+async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<(String, Option<Arc<str>>)>) {
+    let news = |health: &Health| match reported {
+        Some((error, uid)) => health.error.as_deref().unwrap_or_default() != error || health.uid != *uid,
+        None => true,
+    };
     if health.wait_for(news).await.is_err() {
         std::future::pending().await
     }
@@ -289,6 +305,7 @@ fn report(health: &Health, open_streams: usize) -> Report {
         upstream_healthy: health.error.is_none(),
         upstream_latency: health.latency,
         upstream_error: health.error.clone().unwrap_or_default(),
+        api_server: health.uid.clone(),
     }
 }
 

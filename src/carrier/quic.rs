@@ -10,6 +10,7 @@ use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::HashedConnectionIdGenerator;
+use rustls::pki_types::CertificateDer;
 use rustls::server::StoresServerSessions;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -91,6 +92,10 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
+
+/// Unidirectional streams that a listening end permits its peer: as many as HTTP/3 has need of (RFC 9114, section 6.2). The
+/// application protocol is not known yet when they are permitted. Agents have no use for them.
+const UNIDIRECTIONAL_PERMITS: u32 = 3;
 
 /// Between two stateless resets. After a restart each of thousands of agents needs one; a reset is shorter than the packet
 /// that it answers, so it amplifies nothing.
@@ -198,6 +203,11 @@ impl IncomingConnection {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
+    /// Tells the peer that there is no connection to be had.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
     /// Has this connection take its TLS session from `sessions`, and put those it makes there.
     ///
     /// # Errors
@@ -212,7 +222,7 @@ impl IncomingConnection {
     }
 
     /// Completes the handshake. Bound it with a deadline.
-    pub async fn handshake(self) -> Result<Connection, ConnectionEnd> {
+    pub async fn handshake(self) -> Result<IdentifiedConnection, ConnectionEnd> {
         let (connection, mut handshake) = self.identify().await?;
         handshake.complete().await?;
         Ok(connection)
@@ -223,10 +233,10 @@ impl IncomingConnection {
     ///
     /// Until the handshake is complete nothing says that those packets were sent now and not recorded earlier, but that a
     /// session is given out once; and what is sent to the peer can be read by nobody but who has the session.
-    pub async fn identify(mut self) -> Result<(Connection, Handshake), ConnectionEnd> {
+    pub async fn identify(mut self) -> Result<(IdentifiedConnection, Handshake), ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());
         let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
-        transport.receive_window(UNTRUSTED_WINDOW.into());
+        transport.receive_window(UNTRUSTED_WINDOW.into()).max_concurrent_uni_streams(UNIDIRECTIONAL_PERMITS.into());
         self.config.transport_config(Arc::new(transport));
         let mut connecting = self.incoming.accept_with(Arc::new(self.config))?;
         // With the ClientHello TLS has the certificate of a session that is resumed.
@@ -239,7 +249,7 @@ impl IncomingConnection {
         if connection.peer_identity().is_none() {
             handshake.complete().await?;
         }
-        Ok((Connection::new(connection, self.endpoint, pulse), handshake))
+        Ok((IdentifiedConnection { connection, endpoint: self.endpoint, pulse }, handshake))
     }
 }
 
@@ -267,6 +277,57 @@ impl fmt::Debug for Handshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Handshake(..)" } else { "Handshake(done)" })
     }
+}
+
+/// A connection of which it is known by whom it is, and whose application protocol says what it is for.
+#[derive(Debug)]
+pub struct IdentifiedConnection {
+    connection: quinn::Connection,
+    endpoint: QuicEndpoint,
+    pulse: Arc<Pulse>,
+}
+
+impl IdentifiedConnection {
+    /// The application protocol (ALPN) that both sides agreed on.
+    pub fn protocol(&self) -> Option<Vec<u8>> {
+        negotiated_protocol(&self.connection)
+    }
+
+    /// Every certificate that the peer presented, its own first. Empty if it presented none.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        presented_chain(&self.connection)
+    }
+
+    /// The connection of an agent.
+    pub fn into_tunnel(self) -> Connection {
+        Connection::new(self.connection, self.endpoint, self.pulse)
+    }
+
+    /// The connection of somebody who does not speak the tunnel's protocols.
+    pub fn into_quic(self) -> quinn::Connection {
+        self.connection
+    }
+}
+
+/// The application protocol of a connection.
+pub(super) fn negotiated_protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    handshake_data(connection)?.protocol
+}
+
+/// The host name that the peer of a connection asked TLS for (SNI).
+pub fn requested_server_name(connection: &quinn::Connection) -> Option<String> {
+    handshake_data(connection)?.server_name
+}
+
+fn handshake_data(connection: &quinn::Connection) -> Option<quinn::crypto::rustls::HandshakeData> {
+    connection.handshake_data()?.downcast().ok().map(|data| *data)
+}
+
+/// Every certificate that the peer of a connection presented, its own first. Empty if it presented none.
+pub fn presented_chain(connection: &quinn::Connection) -> Vec<CertificateDer<'static>> {
+    let identity = connection.peer_identity();
+    let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.map(|chain| *chain).unwrap_or_default()
 }
 
 /// The agent's end: dials stubs, each connection on a socket of its own, because a socket that is exchanged

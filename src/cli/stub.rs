@@ -146,6 +146,11 @@ sink = "none"
 # idle_timeout = "5m"
 # Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms. At least 256 KiB over TCP.
 # stream_window = 16777216
+# Which of several healthy agents takes the next request:
+# least-streams:      the one with fewer open requests of two chosen at random.
+# random-round-robin: each in its turn.
+# lowest-latency:     mostly one from which answers come soon: round trip to its API server, times its open requests.
+# selector = "least-streams"
 # How congestion on the way to agents is controlled: cubic, or bbr, which is new and does not
 # take every lost packet for congestion.
 # congestion = "cubic"
@@ -163,7 +168,9 @@ sink = "none"
 # response_timeout = "10m"
 # While an agent's connection does not answer, how long a request is waited for whose answer has not begun.
 # silence_timeout = "30s"
-# At a stop, how long requests may take to end.
+# At a stop, how long the stub still takes requests when it is not ready any more: as long as load balancers need to notice.
+# drain_delay = "1s"
+# After that, how long requests may take to end.
 # shutdown_timeout = "10s"
 "#
     )

@@ -2,25 +2,33 @@
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
 //! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
-//! [`sessions::SessionStore`].
+//! [`select::AgentSelector`], [`sessions::SessionStore`].
 
 pub mod admin;
 pub mod audit;
 mod authenticate;
 pub mod authorize;
 mod body;
+mod cluster;
 pub mod config;
+mod dial;
 mod dispatch;
+mod drain;
 mod enrollment;
+mod event_stream;
+mod farewell;
 mod front;
+mod handle;
 mod meter;
 mod metrics;
 mod open_requests;
 mod record;
 mod registry;
 mod request;
+mod retry_budget;
 mod revocation;
 mod route;
+pub mod select;
 pub mod sessions;
 mod shared;
 mod tunnel;
@@ -39,6 +47,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use dial::DialError;
+pub use handle::StubHandle;
 pub use revocation::RevocationError;
 pub use shared::KnownClusters;
 
@@ -46,16 +56,21 @@ use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
-use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
+use crate::pki::{
+    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
+    tunnel_server_config,
+};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
-use front::PortTls;
+use drain::Drain;
+use front::tcp::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
+use retry_budget::RetryBudgets;
 use revocation::RevokedAgents;
 use sessions::{FileSessions, SessionStore};
 use shared::Shared;
@@ -155,9 +170,13 @@ impl Stub {
             clients: Arc::new(front_server_config(keys.server(), user_authority)?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
-        let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
+        let peers = PeerAuthorities::new(agent_authority, user_authority)?;
+        let quic_tls = match config.http3.enabled {
+            true => shared_quic_server_config(keys.server(), &peers)?,
+            false => tunnel_server_config(keys.server(), agent_authority)?,
+        };
         let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
+        let (front, tunnel) = bind_both(config.listen, Arc::new(quic_tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
@@ -171,17 +190,22 @@ impl Stub {
             audit,
             metrics: Arc::new(Metrics::new()),
             open_requests: Arc::new(OpenRequests::default()),
-            registry: Registry::default(),
+            registry: Registry::new(config.agents.selector.selector()),
+            retry_budgets: RetryBudgets::default(),
             sessions: session_store(&config, &keys),
             revoked: RevokedAgents::load(&config.state_dir)?,
             clusters: KnownClusters::new(&config.state_dir),
+            peers,
+            http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
                 response: config.limits.response(),
                 silence: config.limits.silence(),
             },
             tasks: TaskTracker::new(),
+            drain: Drain::default(),
             keys,
+            instance: rand::random(),
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -192,25 +216,39 @@ impl Stub {
         self.front.local_addr()
     }
 
+    /// What this program can do with the stub while it runs.
+    pub fn handle(&self) -> StubHandle {
+        StubHandle::new(self.shared.clone())
+    }
+
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
     /// file.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }
 
-    /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
+    /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
-        let admin = Admin::new(shared.clone(), shutdown.clone()).run(admin, admin_listener, stopped.clone());
+        let admin = Admin::new(shared.clone()).run(admin, admin_listener, stopped.clone());
         let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
         let traffic = async {
-            tokio::join!(
-                front::run(shared.clone(), front, tls, shutdown.clone()),
-                tunnel::run(shared.clone(), tunnel, shutdown.clone()),
-            );
+            let draining = async {
+                shutdown.cancelled().await;
+                drain::run(&shared).await;
+            };
+            // Both go on while the stub drains, and tell those who come that it does.
+            let serving = async {
+                tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel))
+            };
+            tokio::select! {
+                _ = serving => {}
+                () = draining => {}
+            }
+            tunnel::hang_up(&shared, &tunnel).await;
             stopped.cancel();
         };
         tokio::join!(

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::HeaderValue;
 use tokio_util::task::TaskTracker;
 
 use super::audit::AuditLog;
@@ -11,12 +12,14 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::drain::Drain;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
+use super::retry_budget::RetryBudgets;
 use super::revocation::RevokedAgents;
 use super::sessions::SessionStore;
-use crate::pki::{FileError, StubKeys, private_file};
+use crate::pki::{FileError, PeerAuthorities, StubKeys, private_file};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -24,6 +27,8 @@ use crate::wire::ClusterId;
 pub struct Shared {
     /// The settings.
     pub config: StubConfig,
+    /// Made when the process starts: by it agents know whether two addresses lead here.
+    pub instance: u64,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.
@@ -42,6 +47,12 @@ pub struct Shared {
     pub sessions: Arc<dyn SessionStore>,
     /// The agents that are turned away.
     pub revoked: RevokedAgents,
+    /// How many requests may be tried again.
+    pub retry_budgets: RetryBudgets,
+    /// Who vouches for the peers of the QUIC port.
+    pub peers: PeerAuthorities,
+    /// What HTTP/3 is advertised with (`Alt-Svc`), if it is.
+    pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.
@@ -50,6 +61,8 @@ pub struct Shared {
     pub patience: Patience,
     /// Everything that a stop waits for.
     pub tasks: TaskTracker,
+    /// How far a stop has come.
+    pub drain: Drain,
 }
 
 /// The clusters that somebody has made a join token for: a file for each in the state directory.

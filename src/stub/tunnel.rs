@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
+use super::front::http3;
 use super::registry::AgentLink;
 use super::sessions::ConnectionSessions;
 use super::shared::Shared;
@@ -18,34 +18,42 @@ use crate::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, Handshake, IncomingConnection, PathState, QuicListener,
     ReceiveError, SendError, accepted_over_tcp,
 };
-use crate::pki::{AgentIdentity, Validity};
+use crate::pki::{ALPN_HTTP3, AgentIdentity, PeerRole, Validity};
 use crate::wire::{
     ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier, Certificate, Drain, ErrorCode, Frame,
     FrameReader, Hello, Refused, Renew, Welcome, WireError,
 };
 
-/// Accepts agents until `shutdown`, then tells them to go elsewhere.
-pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: CancellationToken) {
-    while let Some(Some(incoming)) = shutdown.run_until_cancelled(listener.accept()).await {
-        let (shared, shutdown) = (shared.clone(), shutdown.clone());
+/// Why an agent has to go elsewhere.
+const SHUTTING_DOWN: &str = "the stub is shutting down";
+
+/// Accepts agents, and clients that speak HTTP/3. A stub that takes no more requests refuses them at once, so that they try
+/// another one.
+pub async fn run(shared: Arc<Shared>, listener: &QuicListener) {
+    while let Some(incoming) = listener.accept().await {
+        if shared.drain.is_closing() {
+            incoming.refuse();
+            continue;
+        }
+        let shared = shared.clone();
         tokio::spawn(async move {
             let address = incoming.remote_address();
-            if let Err(refusal) = accept(&shared, incoming, shutdown).await {
+            if let Err(refusal) = accept(&shared, incoming).await {
                 refusal.log(address);
             }
         });
     }
-    shared.tasks.close();
-    if timeout(shared.config.limits.shutdown(), shared.tasks.wait()).await.is_err() {
-        tracing::warn!("some requests did not end in time and are cut off");
-    }
-    const REASON: &str = "the stub is shutting down";
+}
+
+/// Closes every agent's connection, and waits a moment so that they hear of it.
+pub async fn hang_up(shared: &Shared, listener: &QuicListener) {
     const PATIENCE: Duration = Duration::from_secs(1);
     // The listener knows the connections over QUIC alone.
     let links = shared.registry.all().into_iter().filter(|link| link.connection.carrier() == Carrier::Tcp);
-    let hanging_up =
-        links.map(async |link| link.connection.close_and_drain(ErrorCode::NoError, REASON, PATIENCE).await);
-    tokio::join!(join_all(hanging_up), listener.close(REASON, PATIENCE));
+    let hanging_up = links.map(|link| async move {
+        link.connection.close_and_drain(ErrorCode::NoError, SHUTTING_DOWN, PATIENCE).await;
+    });
+    tokio::join!(join_all(hanging_up), listener.close(SHUTTING_DOWN, PATIENCE));
 }
 
 /// Serves a connection of the TCP port that speaks for an agent, to its end.
@@ -54,12 +62,11 @@ pub async fn serve_over_tcp(
     socket: TlsStream<TcpStream>,
     sessions: Arc<ConnectionSessions>,
     address: SocketAddr,
-    shutdown: CancellationToken,
 ) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
         Ok(connection) => {
             let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions };
-            identified(shared, newcomer, shutdown).await
+            identified(shared, newcomer).await
         }
         Err(end) => Err(Refusal::from(end)),
     };
@@ -76,6 +83,14 @@ struct Newcomer<'a> {
     sessions: Arc<ConnectionSessions>,
 }
 
+impl Newcomer<'_> {
+    /// Closes the connection. Before the end of the handshake the peer would not be told why (RFC 9000, section 10.2.3).
+    async fn close(&mut self, code: ErrorCode, reason: &str, patience: Duration) {
+        let _ = complete(&mut self.handshake, patience).await;
+        self.connection.close(code, reason);
+    }
+}
+
 /// Why a connection did not become an agent's.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -85,6 +100,8 @@ enum Refusal {
     Silent,
     #[error("no certificate was presented; an agent without one has to enrol with a join token")]
     NoCertificate,
+    #[error("the agents' authority does not vouch for the certificate: {0}")]
+    NotVouchedFor(rustls::Error),
     #[error("the certificate is not an agent's: {0}")]
     Certificate(#[from] crate::pki::CertificateError),
     #[error("the certificate of {0} has expired")]
@@ -117,6 +134,7 @@ impl Refusal {
         match self {
             Self::Silent => ErrorCode::HandshakeTimeout,
             Self::NoCertificate
+            | Self::NotVouchedFor(_)
             | Self::Certificate(_)
             | Self::Expired(_)
             | Self::Revoked(_)
@@ -130,30 +148,48 @@ impl Refusal {
 }
 
 /// One connection over QUIC, from its handshake to its end.
-async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn accept(shared: &Arc<Shared>, incoming: IncomingConnection) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let sessions = ConnectionSessions::new(shared.sessions.clone());
     let identifying = incoming.with_sessions(sessions.clone())?.identify();
-    let (connection, handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
-    identified(shared, Newcomer { connection: &connection, handshake, sessions }, shutdown).await
+    let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
+    if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
+        complete(&mut handshake, patience).await?;
+        // A stop waits for the requests of clients.
+        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic())).await;
+        return Ok(());
+    }
+    let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
+    let connection = connection.into_tunnel();
+    let mut newcomer = Newcomer { connection: &connection, handshake, sessions };
+    match vouched_for {
+        Ok(()) if shared.drain.is_announced() => {
+            // It had better try another stub.
+            newcomer.close(ErrorCode::NoError, SHUTTING_DOWN, patience).await;
+            Ok(())
+        }
+        Ok(()) => identified(shared, newcomer).await,
+        Err(error) => {
+            let refusal = Refusal::NotVouchedFor(error);
+            newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
+            Err(refusal)
+        }
+    }
 }
 
 /// What follows, whatever carries the connection.
-async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
-    let connection = newcomer.connection;
+async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
-    let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer, shutdown).await,
+    let result = match newcomer.connection.protocol().as_deref() {
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer).await,
         Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => enroll(shared, &mut newcomer, patience).await,
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
     if let Err(refusal) = &result {
-        // Before the end of the handshake the peer would not be told why (RFC 9000, section 10.2.3).
-        if !matches!(refusal, Refusal::Silent) {
-            let _ = complete(&mut newcomer.handshake, patience).await;
-        }
-        connection.close(refusal.code(), &refusal.to_string());
+        // One that was silent has had its time.
+        let patience = if matches!(refusal, Refusal::Silent) { Duration::ZERO } else { patience };
+        newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
     }
     result
 }
@@ -166,8 +202,22 @@ async fn enroll(shared: &Shared, newcomer: &mut Newcomer<'_>, patience: Duration
     // A token is never early data.
     complete(&mut newcomer.handshake, patience).await?;
     let connection = newcomer.connection;
-    let ControlStream { mut sender, mut receiver, .. } =
+    let ControlStream { sender, receiver, .. } =
         control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    tokio::select! {
+        result = answer_enrollment(shared, connection, sender, receiver, patience) => result,
+        // Enrolling takes one stream (proto-spec/qtunnel-1.md, section 11).
+        () = another_stream(connection) => Err(Refusal::UnexpectedMessage),
+    }
+}
+
+async fn answer_enrollment(
+    shared: &Shared,
+    connection: &Connection,
+    mut sender: FrameSender,
+    mut receiver: FrameReceiver,
+    patience: Duration,
+) -> Result<(), Refusal> {
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -178,6 +228,14 @@ async fn enroll(shared: &Shared, newcomer: &mut Newcomer<'_>, patience: Duration
             last_word(connection, &mut sender, refused, patience).await?;
             Err(error.into())
         }
+    }
+}
+
+/// Waits for another stream of the peer.
+async fn another_stream(connection: &Connection) {
+    if connection.accept().await.is_err() {
+        // What became of the connection is told elsewhere.
+        std::future::pending().await
     }
 }
 
@@ -194,7 +252,7 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
     let Newcomer { connection, handshake, sessions } = newcomer;
     let connection = *connection;
     let patience = shared.config.limits.handshake();
@@ -220,6 +278,11 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>, shutdown: Can
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    // The agent has come here by another address of this stub without knowing, and is better served by what it has.
+    if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
+        let welcome = Frame::Welcome(welcome(shared, report_interval));
+        return last_word(connection, &mut sender, welcome, patience).await;
+    }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval, is_early));
@@ -236,7 +299,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>, shutdown: Can
     log_connected(&link);
     shared.metrics.agent_connected(&link);
     shared.registry.add(link.clone());
-    let end = session.run(sender, receiver, shutdown).await;
+    let end = session.run(sender, receiver).await;
     shared.registry.remove(&link);
     connection.close(end.code(), &end.to_string());
     tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
@@ -244,7 +307,12 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>, shutdown: Can
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
-    Welcome { stub: shared.config.name.clone(), report_interval, other_stubs: Vec::new() }
+    Welcome {
+        stub: shared.config.name.clone(),
+        report_interval,
+        other_stubs: shared.config.peers.clone(),
+        instance: Some(shared.instance),
+    }
 }
 
 fn log_connected(link: &AgentLink) {
@@ -320,12 +388,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(
-        mut self,
-        mut sender: FrameSender,
-        mut receiver: FrameReceiver,
-        shutdown: CancellationToken,
-    ) -> SessionEnd {
+    async fn run(mut self, mut sender: FrameSender, mut receiver: FrameReceiver) -> SessionEnd {
         let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
         tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
@@ -339,9 +402,9 @@ impl Session<'_> {
                     self.path_changed(std::mem::replace(&mut before, now), now);
                 }
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
-                () = shutdown.cancelled(), if !self.told_to_leave => {
+                () = self.shared.drain.announced(), if !self.told_to_leave => {
                     self.told_to_leave = true;
-                    let drain = Drain { reason: "the stub is shutting down".to_owned() };
+                    let drain = Drain { reason: SHUTTING_DOWN.to_owned() };
                     if let Err(error) = sender.send(&Frame::Drain(drain)).await {
                         return error.into();
                     }
@@ -380,7 +443,7 @@ impl Session<'_> {
 
     async fn heard(&mut self, frame: Frame, sender: &mut FrameSender) -> Result<(), SessionEnd> {
         match frame {
-            Frame::Report(report) => self.link.report(report),
+            Frame::Report(report) => self.shared.registry.report(self.link, report),
             Frame::Drain(drain) => {
                 tracing::info!(
                     cluster = %self.link.identity.cluster,
@@ -388,7 +451,7 @@ impl Session<'_> {
                     "agent takes no more requests: {}",
                     drain.reason
                 );
-                self.link.drain();
+                self.link.leave();
             }
             Frame::Renew(renew) => {
                 let answer = self.renew(renew).await;
