@@ -164,7 +164,10 @@ async fn accept(shared: &Arc<Shared>, incoming: IncomingConnection) -> Result<()
     let mut newcomer = Newcomer { connection: &connection, handshake, sessions };
     match vouched_for {
         Ok(()) if shared.drain.is_announced() => {
-            // It had better try another stub.
+            // It had better try another stub. What it may resume of this connection it takes to the next start of this one.
+            if let Ok((identity, _)) = admitted(shared, &connection) {
+                newcomer.sessions.belong_to(&identity);
+            }
             newcomer.close(ErrorCode::NoError, SHUTTING_DOWN, patience).await;
             Ok(())
         }
@@ -252,10 +255,8 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
-    let Newcomer { connection, handshake, sessions } = newcomer;
-    let connection = *connection;
-    let patience = shared.config.limits.handshake();
+/// Whose connection it is, and for how long, if that agent may come in.
+fn admitted(shared: &Shared, connection: &Connection) -> Result<(AgentIdentity, Validity), Refusal> {
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;
     // A resumed session is not verified again by TLS.
@@ -266,6 +267,14 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     if shared.revoked.contains(&identity) {
         return Err(Refusal::Revoked(identity));
     }
+    Ok((identity, validity))
+}
+
+async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
+    let Newcomer { connection, handshake, sessions } = newcomer;
+    let connection = *connection;
+    let patience = shared.config.limits.handshake();
+    let (identity, validity) = admitted(shared, connection)?;
     sessions.belong_to(&identity);
     let ControlStream { mut sender, mut receiver, is_early } =
         control_stream(connection, FrameReader::for_accepted_control(), patience).await?;

@@ -63,7 +63,7 @@ impl FileSessions {
     }
 
     /// Takes up the sessions in the file at `path`, which is created if it is missing. If agents and stub proved themselves by
-    /// other `authorities` then, they are forgotten. A file that holds anything else is set aside as `<path>.damaged`.
+    /// other `authorities` then, they are forgotten. A file that holds anything else is set aside with the extension `damaged`.
     ///
     /// # Errors
     /// The file is in use, or cannot be read or written.
@@ -112,7 +112,7 @@ impl State {
     fn put(&mut self, id: SessionId, session: Session, now: SystemTime) {
         let Some(record) = record::encode(&id, &session) else { return };
         let (place, freed) = self.table.insert(id, session, now);
-        let cleared = freed.into_iter().map(|place| self.write(place, &[0; PLACE])).collect::<io::Result<()>>();
+        let cleared = freed.into_iter().try_for_each(|place| self.write(place, &[0; PLACE]));
         if let Err(error) = cleared.and_then(|()| self.write(place, &record)) {
             self.table.remove(&id);
             self.failed(&error);
@@ -166,7 +166,7 @@ impl Places {
         let failed = |source| SessionFileError::Io { path: path.to_owned(), source };
         let mut file = lock(path)?;
         if is_damaged(&file).map_err(failed)? {
-            let aside = path.with_added_extension("damaged");
+            let aside = path.with_extension("damaged");
             fs::rename(path, &aside).map_err(failed)?;
             tracing::warn!("{} is damaged and was set aside as {}", path.display(), aside.display());
             file = lock(path)?;
@@ -370,7 +370,7 @@ mod tests {
         let scene = Scene::new();
         fs::write(scene.path(), "garbage").unwrap();
         let store = scene.open();
-        assert_eq!(fs::read(scene.path().with_added_extension("damaged")).unwrap(), b"garbage");
+        assert_eq!(fs::read(scene.path().with_extension("damaged")).unwrap(), b"garbage");
         store.put(id(1), scene.session("one"), scene.now);
         store.put(id(2), scene.session("two"), scene.now);
         drop(store);
