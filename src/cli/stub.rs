@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::args::{StubInitArgs, StubRunArgs};
 use super::{CommandResult, shutdown_on_signal};
-use crate::pki::{HostName, StubKeys, private_file};
+use crate::pki::{DirectoryStore, HostName, StubKeys, private_file};
 use crate::stub::{Stub, StubConfig};
 
 /// The settings file in a stub's directory.
@@ -23,7 +23,8 @@ pub fn init(args: &StubInitArgs) -> CommandResult {
     if settings.exists() {
         bail!("{} exists already; nothing was changed. Choose another --dir, or remove it first", settings.display());
     }
-    StubKeys::create(&args.dir, &args.host, args.base_domain.as_ref(), SystemTime::now())?;
+    let store = Arc::new(DirectoryStore::new(&args.dir));
+    StubKeys::create(store, &args.host, args.base_domain.as_ref(), SystemTime::now())?;
     private_file::write_new(&settings, settings_text(args).as_bytes())?;
     let path = settings.display();
     println!("Made keys and settings for a stub in {}.", args.dir.display());
@@ -70,7 +71,7 @@ fn reload_on_hangup(reload: Arc<Notify>) -> anyhow::Result<()> {
 /// Whether `path` is a stub's settings file, loaded.
 pub fn load(path: &Path) -> anyhow::Result<(StubConfig, StubKeys)> {
     let config = StubConfig::load(path)?;
-    let keys = StubKeys::load(&config.state_dir, SystemTime::now())?;
+    let keys = StubKeys::load(config.open_store()?, SystemTime::now())?;
     Ok((config, keys))
 }
 

@@ -52,10 +52,9 @@ pub use shared::KnownClusters;
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
-use crate::pki::StubKeysError;
 use crate::pki::{
-    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
-    tunnel_server_config,
+    PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
+    tcp_tunnel_server_config, tunnel_server_config,
 };
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
@@ -141,7 +140,7 @@ pub enum StartError {
     },
 }
 
-/// How often the stub looks whether its own certificate is due for renewal.
+/// How often the stub looks whether its own certificate is due for renewal, or another stub has renewed it.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60 * 60);
 
 /// At a stop, how long it may take to write the last audit events.
@@ -151,8 +150,7 @@ impl Stub {
     /// Loads the keys, renews the server certificate where that is due, and binds every address. Call it within a tokio
     /// runtime.
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
-        let keys = Arc::new(StubKeys::load(&config.state_dir, SystemTime::now())?);
-        keys.renew_server_certificate_if_due(SystemTime::now())?;
+        let keys = load_keys(&config).await?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
@@ -184,7 +182,7 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(config.agents.selector.selector()),
             retry_budgets: RetryBudgets::default(),
-            clusters: KnownClusters::new(&config.state_dir),
+            clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
@@ -252,6 +250,18 @@ impl Stub {
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+/// The keys of the store, with a server certificate that is not about to expire.
+async fn load_keys(config: &StubConfig) -> Result<Arc<StubKeys>, StartError> {
+    private_file::create_directory(&config.state_dir).map_err(StubKeysError::from)?;
+    let config = config.clone();
+    let loading = tokio::task::spawn_blocking(move || {
+        let keys = StubKeys::load(config.open_store()?, SystemTime::now())?;
+        keys.renew_server_certificate_if_due(SystemTime::now())?;
+        Ok::<_, StubKeysError>(Arc::new(keys))
+    });
+    Ok(loading.await.map_err(|_interrupted| StoreError::Stopped).map_err(StubKeysError::from)??)
 }
 
 /// An authorizer, and the file that it has to follow.
