@@ -146,6 +146,10 @@ async fn a_stub_that_stops_serves_until_load_balancers_know_and_turns_away_who_c
     }
     drop(keeps_it_open);
     assert!(scene.stub.process.wait().success());
+    let mut turned_away = scene.stub.process.logged("request");
+    turned_away.retain(|line| line["status"] == 429);
+    assert_eq!(turned_away.len(), 2);
+    assert!(turned_away.iter().all(|line| line["bytes"].as_u64() > Some(100)), "{turned_away:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
