@@ -21,7 +21,7 @@ pub use plain_tcp::PlainTcp;
 pub use program::Program;
 pub use usage::Usage;
 
-use crate::contender::{Carrier, Contender};
+use crate::contender::{Carrier, Congestion, Contender};
 use crate::interrupt;
 use crate::profile::Profile;
 use crate::tun::{Namespace, PUBLIC_ADDRESS, Process, TunNetwork};
@@ -63,7 +63,11 @@ impl Testbed {
     /// program logged last.
     pub fn start(program: &Program, profile: &Profile, contender: Contender, seed: u64) -> anyhow::Result<Self> {
         let network = TunNetwork::start(profile, seed)?;
-        choose_tcp_congestion(&network, contender)?;
+        network.set_tcp_congestion(match contender.carrier {
+            Carrier::TcpYamux => contender.congestion.name(),
+            // What runs beside a QUIC tunnel has what most machines have.
+            Carrier::Quic => Congestion::Cubic.name(),
+        })?;
         let directory = tempfile::Builder::new().prefix("netem-tests-").tempdir().context("no directory for a run")?;
         let host = PUBLIC_ADDRESS.to_string();
         let port = STUB_PORT.to_string();
@@ -230,20 +234,6 @@ impl Files<'_> {
         let lines = lines.into_iter().rev().collect::<Vec<_>>().join("\n  ");
         format!("{name} said last:\n  {lines}")
     }
-}
-
-/// The kernel's controller, for all that is TCP in both namespaces.
-fn choose_tcp_congestion(network: &TunNetwork, contender: Contender) -> anyhow::Result<()> {
-    let name = match contender.carrier {
-        Carrier::TcpYamux => contender.congestion.name(),
-        // Clients of a QUIC tunnel, and what runs beside it, have what most machines have.
-        Carrier::Quic => "cubic",
-    };
-    for side in [network.public(), network.private()] {
-        side.run(move || fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name))?
-            .with_context(|| format!("this kernel has no TCP congestion control {name}"))?;
-    }
-    Ok(())
 }
 
 fn path_in(directory: &TempDir, name: &str) -> String {

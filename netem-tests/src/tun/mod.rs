@@ -111,6 +111,21 @@ impl TunNetwork {
         &self.private
     }
 
+    /// Has TCP over the link use this congestion control at both ends, from the next connection on.
+    ///
+    /// It is set on the routes: Linux lets only the first namespace choose a default that not every user may choose
+    /// (`tcp_set_default_congestion_control` in net/ipv4/tcp_cong.c).
+    ///
+    /// # Errors
+    /// When the kernel has none of this name.
+    pub fn set_tcp_congestion(&self, name: &str) -> Result<(), TunError> {
+        for side in [&self.public, &self.private] {
+            let command = format!("route replace default dev {DEVICE} congctl {name}");
+            side.run(move || ip(&command)).and_then(|done| done).map_err(failed("choose a TCP congestion control"))?;
+        }
+        Ok(())
+    }
+
     /// A handle that changes the link.
     pub fn control(&self) -> Control {
         self.emulator.control()
