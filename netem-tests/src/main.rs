@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use commands::NetworkArgs;
 use commands::link::link;
 use commands::list::list;
+use commands::matrix::{MatrixArgs, matrix};
 use commands::relay::relay;
 use commands::run::{RunArgs, run};
 use commands::simulate::{SimulateArgs, simulate};
@@ -53,6 +54,8 @@ enum Task {
     },
     /// Measure what users of the tunnel see on a bad network, with the real stub and agent, and compare carriers (needs root).
     Run(RunArgs),
+    /// Measure what RESULTS.md shows and write it there, with charts beside it (needs root, and a quiet machine).
+    Matrix(MatrixArgs),
     /// Compare congestion controllers over a link in simulated time, one bulk transfer each; prints Markdown.
     ///
     /// Nothing is sent anywhere, so it needs no privileges and does not depend on how busy the machine is.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Link { network, public, command } => link(&network, public.as_deref(), &command),
         Task::Relay { network, to } => relay(&network, to),
         Task::Run(args) => run(&args),
+        Task::Matrix(args) => matrix(&args),
         Task::Simulate(args) => simulate(&args),
     };
     done.unwrap_or_else(|error| {

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// Bytes are counted in slices of time this long.
 pub const SLICE: Duration = Duration::from_millis(100);
 
+/// A long stream that has heard nothing for so long at the end is lost, even if nobody has told its client.
+pub const STUCK: Duration = Duration::from_secs(5);
+
 /// Gathers what clients see during the measured window; what is before or after it is left out.
 #[derive(Debug, Default)]
 pub struct Recorder {
@@ -37,7 +40,7 @@ pub struct Seen {
     pub beside: Vec<u64>,
     /// Small GETs that failed.
     pub failed_gets: u64,
-    /// Long streams (logs, exec, port-forward, bulk) that broke off.
+    /// Long streams (logs, exec, port-forward, bulk) that broke off, or had been silent for [`STUCK`] at the end.
     pub lost_streams: u64,
     /// The longest time in which some client that waited for something got nothing.
     pub longest_silence: Duration,
@@ -147,17 +150,27 @@ impl Recorder {
     }
 }
 
-/// Notices how long one client hears nothing. It may outlive the streams that the client opens one after the other.
+/// Notices how long one client hears nothing. It outlives the streams that the client opens one after the other.
 #[derive(Debug)]
 pub struct Listener<'a> {
     recorder: &'a Recorder,
+    hears: Hears,
     last: Instant,
+}
+
+/// What a client listens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hears {
+    /// One long stream, or the next one when that breaks off.
+    Stream,
+    /// The answers to many requests.
+    Answers,
 }
 
 impl<'a> Listener<'a> {
     /// A client that begins to listen.
-    pub fn new(recorder: &'a Recorder) -> Self {
-        Self { recorder, last: Instant::now() }
+    pub fn new(recorder: &'a Recorder, hears: Hears) -> Self {
+        Self { recorder, hears, last: Instant::now() }
     }
 
     /// It has heard something.
@@ -171,6 +184,10 @@ impl<'a> Listener<'a> {
 impl Drop for Listener<'_> {
     /// Whoever heard nothing until the end was silent until the end.
     fn drop(&mut self) {
+        let end = self.recorder.window.get().map(|window| window.start + window.length);
+        if self.hears == Hears::Stream && end.is_some_and(|end| end.saturating_duration_since(self.last) >= STUCK) {
+            self.recorder.lock().lost_streams += 1;
+        }
         self.heard();
     }
 }
@@ -198,7 +215,7 @@ mod tests {
     #[test]
     fn a_silence_before_the_window_does_not_count() {
         let recorder = Recorder::default();
-        let mut listener = Listener::new(&recorder);
+        let mut listener = Listener::new(&recorder, Hears::Stream);
         listener.last = Instant::now() - Duration::from_secs(10);
         recorder.open_window(Duration::from_secs(60));
         listener.heard();
@@ -209,7 +226,7 @@ mod tests {
     fn who_hears_nothing_until_the_end_was_silent_until_the_end() {
         let recorder = Recorder::default();
         let window = recorder.open_window(Duration::from_millis(20));
-        let listener = Listener::new(&recorder);
+        let listener = Listener::new(&recorder, Hears::Stream);
         std::thread::sleep(Duration::from_millis(30));
         drop(listener);
         let silence = recorder.seen().longest_silence;

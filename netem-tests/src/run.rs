@@ -1,5 +1,6 @@
 //! One measurement from beginning to end: a network, a use of the tunnel, a contender.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub struct Plan<'a> {
     pub length: Duration,
     /// Which packets are lost, as far as that can be said where timing is real.
     pub seed: u64,
+    /// A file for what passes the stub's device.
+    pub capture: Option<&'a Path>,
 }
 
 /// What was measured.
@@ -64,7 +67,7 @@ impl Plan<'_> {
     /// # Errors
     /// When the testbed cannot be set up, a program ends, or somebody wants us to stop.
     pub fn run(&self, progress: impl Fn(Duration, &Seen)) -> anyhow::Result<Run> {
-        let mut testbed = Testbed::start(self.program, self.profile, self.contender, self.seed)?;
+        let mut testbed = Testbed::start(self)?;
         let beside = match self.scenario.loads.beside_tcp {
             true => Some(PlainTcp::start(testbed.network().private(), PRIVATE_ADDRESS)?),
             false => None,

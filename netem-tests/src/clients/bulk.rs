@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::websocket::WebSocket;
 use super::{ENDLESS, POD, RETRY_INTERVAL, User};
-use crate::record::{Listener, Transfer};
+use crate::record::{Hears, Listener, Transfer};
 use crate::scenario::Bulk;
 
 /// The port of a sample pod that sends as many bytes as the first line says.
@@ -25,7 +25,7 @@ const PORT_NUMBER: usize = 2;
 
 /// Downloads, and downloads again whenever that breaks off.
 pub(super) async fn run(user: User, kind: Bulk) {
-    let mut meter = Meter { listener: Listener::new(&user.recorder), user: &user, was_open: false };
+    let mut meter = Meter { listener: Listener::new(&user.recorder, Hears::Stream), user: &user, was_open: false };
     loop {
         let Err(_broken_off) = match kind {
             Bulk::Download => download(&mut meter).await,

@@ -8,7 +8,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::websocket::WebSocket;
 use super::{POD, RETRY_INTERVAL, User};
-use crate::record::{Listener, Timed};
+use crate::record::{Hears, Listener, Timed};
 
 /// Between two keys; nobody waits for an echo before the next one.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -19,7 +19,7 @@ const STDOUT: u8 = 1;
 
 /// Types, and types again whenever the session breaks off.
 pub(super) async fn run(user: User) {
-    let mut listener = Listener::new(&user.recorder);
+    let mut listener = Listener::new(&user.recorder, Hears::Stream);
     let mut was_open = false;
     loop {
         let Err(_broken_off) = session(&user, &mut listener, &mut was_open).await;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::session::Session;
 use super::{RETRY_INTERVAL, User};
-use crate::record::{Listener, Timed};
+use crate::record::{Hears, Listener, Timed};
 use crate::scenario::Loads;
 
 /// Followers that share a connection to the stub, as those of one k9s or one dashboard do.
@@ -44,7 +44,7 @@ pub(super) async fn start(tasks: &mut JoinSet<()>, user: &User, loads: Loads) ->
 
 /// Follows, and follows again whenever that breaks off.
 async fn run(user: User, session: Session) {
-    let mut listener = Listener::new(&user.recorder);
+    let mut listener = Listener::new(&user.recorder, Hears::Stream);
     let mut was_open = false;
     loop {
         let Err(_broken_off) = follow(&user, &session, &mut listener, &mut was_open).await;

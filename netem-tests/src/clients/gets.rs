@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::session::Session;
 use super::{POD, User};
-use crate::record::{Listener, Recorder, Timed};
+use crate::record::{Hears, Listener, Recorder, Timed};
 use crate::scenario::Gets;
 
 /// Between two GETs on one connection.
@@ -33,7 +33,7 @@ pub(super) async fn run(user: User, kind: Gets) {
     });
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut answers = JoinSet::new();
-    let mut listener = Listener::new(&user.recorder);
+    let mut listener = Listener::new(&user.recorder, Hears::Answers);
     let mut is_open = false;
     loop {
         tokio::select! {

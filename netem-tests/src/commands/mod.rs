@@ -2,6 +2,8 @@
 
 pub mod link;
 pub mod list;
+pub mod matrix;
+pub mod measure;
 pub mod relay;
 pub mod run;
 pub mod simulate;

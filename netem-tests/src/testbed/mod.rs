@@ -23,7 +23,7 @@ pub use usage::Usage;
 
 use crate::contender::{Carrier, Congestion, Contender};
 use crate::interrupt;
-use crate::profile::Profile;
+use crate::run::Plan;
 use crate::tun::{Namespace, PUBLIC_ADDRESS, Process, TunNetwork};
 
 /// The cluster that the agent serves.
@@ -61,8 +61,9 @@ impl Testbed {
     /// # Errors
     /// When a namespace cannot be made, a program does not start, or the agent does not get through; says what the
     /// program logged last.
-    pub fn start(program: &Program, profile: &Profile, contender: Contender, seed: u64) -> anyhow::Result<Self> {
-        let network = TunNetwork::start(profile, seed)?;
+    pub fn start(plan: &Plan<'_>) -> anyhow::Result<Self> {
+        let Plan { program, contender, .. } = *plan;
+        let network = TunNetwork::start_with(plan.profile, plan.seed, plan.capture)?;
         network.set_tcp_congestion(match contender.carrier {
             Carrier::TcpYamux => contender.congestion.name(),
             // What runs beside a QUIC tunnel has what most machines have.
