@@ -22,16 +22,25 @@ pub struct Scenario {
 pub struct Loads {
     /// Small GETs at a steady rate, whether or not earlier ones have been answered.
     pub gets: Option<Gets>,
-    /// How many follow a log.
-    pub followers: usize,
-    /// Lines that each of them is sent, per second.
-    pub lines_per_second: u32,
+    /// Those who follow a log.
+    pub followers: Option<Followers>,
     /// Whether somebody types into a `kubectl exec`, 20 keys a second.
     pub exec: bool,
     /// One transfer without an end, from the cluster to the client.
     pub bulk: Option<Bulk>,
     /// Whether another such transfer shares the link: plain TCP with Cubic, past the tunnel.
     pub beside_tcp: bool,
+}
+
+/// Those who follow a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followers {
+    /// How many.
+    pub count: usize,
+    /// Lines that each of them is sent, per second; with none of them nothing is ever written.
+    pub lines_per_second: u32,
+    /// How many share a connection to the stub: those of one dashboard do, those of kubectl do not.
+    pub on_one_connection: usize,
 }
 
 /// On what connections of the client to the stub small GETs are made.
@@ -70,8 +79,11 @@ pub enum Happening {
     StubRestart,
 }
 
-const NOTHING: Loads =
-    Loads { gets: None, followers: 0, lines_per_second: 0, exec: false, bulk: None, beside_tcp: false };
+const NOTHING: Loads = Loads { gets: None, followers: None, exec: false, bulk: None, beside_tcp: false };
+
+const fn followers(count: usize, lines_per_second: u32) -> Option<Followers> {
+    Some(Followers { count, lines_per_second, on_one_connection: 50 })
+}
 
 const AFTER_5_S: Duration = Duration::from_secs(5);
 
@@ -100,13 +112,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "mixed",
         about: "small GETs beside one download and 50 `logs -f` of 10 lines a second",
-        loads: Loads {
-            gets: Some(Gets::Kept),
-            followers: 50,
-            lines_per_second: 10,
-            bulk: Some(Bulk::Download),
-            ..NOTHING
-        },
+        loads: Loads { gets: Some(Gets::Kept), followers: followers(50, 10), bulk: Some(Bulk::Download), ..NOTHING },
         event: None,
     },
     Scenario {
@@ -118,7 +124,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "logs-1000",
         about: "1,000 `logs -f` of a line a second, and small GETs",
-        loads: Loads { gets: Some(Gets::Kept), followers: 1000, lines_per_second: 1, ..NOTHING },
+        loads: Loads { gets: Some(Gets::Kept), followers: followers(1000, 1), ..NOTHING },
         event: None,
     },
     Scenario {
@@ -136,7 +142,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "address-change",
         about: "keystrokes in `kubectl exec`, small GETs and 10 `logs -f` while the agent's address changes",
-        loads: Loads { gets: Some(Gets::Kept), followers: 10, lines_per_second: 10, exec: true, ..NOTHING },
+        loads: Loads { gets: Some(Gets::Kept), followers: followers(10, 10), exec: true, ..NOTHING },
         event: Some(Event { at: AFTER_5_S, what: Happening::Network(Action::AddressChange) }),
     },
     Scenario {
@@ -144,8 +150,7 @@ const SCENARIOS: &[Scenario] = &[
         about: "`mixed` and keystrokes in `kubectl exec`, while the network is gone for 5 s",
         loads: Loads {
             gets: Some(Gets::Kept),
-            followers: 50,
-            lines_per_second: 10,
+            followers: followers(50, 10),
             exec: true,
             bulk: Some(Bulk::Download),
             ..NOTHING

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{bail, ensure};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use qtunnel::demo::client::Client;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -25,13 +26,12 @@ const PORT_NUMBER: usize = 2;
 
 /// Downloads, and downloads again whenever that breaks off.
 pub(super) async fn run(user: User, kind: Bulk) {
-    let mut meter = Meter { listener: Listener::new(&user.recorder, Hears::Stream), user: &user, was_open: false };
+    let mut meter = Meter { listener: Listener::new(&user.recorder, Hears::Stream), user: &user };
+    let mut told = user.once_open();
     loop {
-        let Err(_broken_off) = match kind {
-            Bulk::Download => download(&mut meter).await,
-            Bulk::PortForward => port_forward(&mut meter).await,
-        };
-        if meter.was_open {
+        if let Ok(source) = Source::open(&user, kind).await {
+            told.is_open().await;
+            let Err(_broken_off) = source.read(&mut meter).await;
             user.recorder.stream_lost();
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
@@ -41,7 +41,7 @@ pub(super) async fn run(user: User, kind: Bulk) {
 /// Reads what a plain TCP server sends; nothing is said of it but the bytes.
 pub(super) async fn run_beside(user: User, server: SocketAddr) {
     let Ok(mut socket) = TcpStream::connect(server).await else { return };
-    user.is_open().await;
+    user.once_open().is_open().await;
     let mut buffer = vec![0; 256 * 1024];
     while let Ok(read @ 1..) = socket.read(&mut buffer).await {
         user.recorder.received(Transfer::Beside, read);
@@ -52,42 +52,54 @@ pub(super) async fn run_beside(user: User, server: SocketAddr) {
 struct Meter<'a> {
     user: &'a User,
     listener: Listener<'a>,
-    was_open: bool,
 }
 
 impl Meter<'_> {
-    async fn received(&mut self, bytes: usize) {
+    fn received(&mut self, bytes: usize) {
         self.user.recorder.received(Transfer::Tunnelled, bytes);
         self.listener.heard();
-        if !self.was_open {
-            self.was_open = true;
-            self.user.is_open().await;
-        }
     }
 }
 
-async fn download(meter: &mut Meter<'_>) -> anyhow::Result<Infallible> {
-    let client = Client::connect(&meter.user.kubeconfig).await?;
-    let mut body = client.body(&format!("/sample/bytes?n={ENDLESS}")).await?;
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            meter.received(data.len()).await;
-        }
-    }
-    bail!("the download has ended")
+/// Where bytes come from.
+enum Source {
+    Download(Incoming),
+    PortForward(WebSocket),
 }
 
-async fn port_forward(meter: &mut Meter<'_>) -> anyhow::Result<Infallible> {
-    let mut socket = WebSocket::open(meter.user, &format!("{POD}/portforward?ports={PORT}"), PROTOCOL).await?;
-    for _ in 0..2 {
-        let (_, number) = socket.next().await?;
-        ensure!(number.len() == PORT_NUMBER, "the port was not forwarded");
+impl Source {
+    async fn open(user: &User, kind: Bulk) -> anyhow::Result<Self> {
+        match kind {
+            Bulk::Download => {
+                let client = Client::connect(&user.kubeconfig).await?;
+                Ok(Self::Download(client.body(&format!("/sample/bytes?n={ENDLESS}")).await?))
+            }
+            Bulk::PortForward => {
+                let mut socket = WebSocket::open(user, &format!("{POD}/portforward?ports={PORT}"), PROTOCOL).await?;
+                for _ in 0..2 {
+                    let (_, number) = socket.next().await?;
+                    ensure!(number.len() == PORT_NUMBER, "the port was not forwarded");
+                }
+                socket.send(DATA, format!("{ENDLESS}\n").as_bytes()).await?;
+                Ok(Self::PortForward(socket))
+            }
+        }
     }
-    socket.send(DATA, format!("{ENDLESS}\n").as_bytes()).await?;
-    loop {
-        let (channel, bytes) = socket.next().await?;
-        if channel == DATA {
-            meter.received(bytes.len()).await;
+
+    async fn read(self, meter: &mut Meter<'_>) -> anyhow::Result<Infallible> {
+        match self {
+            Self::Download(mut body) => {
+                while let Some(frame) = body.frame().await {
+                    meter.received(frame?.into_data().map_or(0, |data| data.len()));
+                }
+                bail!("the download has ended")
+            }
+            Self::PortForward(mut socket) => loop {
+                let (channel, bytes) = socket.next().await?;
+                if channel == DATA {
+                    meter.received(bytes.len());
+                }
+            },
         }
     }
 }

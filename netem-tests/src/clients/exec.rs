@@ -20,19 +20,19 @@ const STDOUT: u8 = 1;
 /// Types, and types again whenever the session breaks off.
 pub(super) async fn run(user: User) {
     let mut listener = Listener::new(&user.recorder, Hears::Stream);
-    let mut was_open = false;
+    let mut told = user.once_open();
+    let path = format!("{POD}/exec?container=web&command=cat&stdin=true&stdout=true");
     loop {
-        let Err(_broken_off) = session(&user, &mut listener, &mut was_open).await;
-        if was_open {
+        if let Ok(socket) = WebSocket::open(&user, &path, PROTOCOL).await {
+            told.is_open().await;
+            let Err(_broken_off) = type_keys(socket, &user, &mut listener).await;
             user.recorder.stream_lost();
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-async fn session(user: &User, listener: &mut Listener<'_>, was_open: &mut bool) -> anyhow::Result<Infallible> {
-    let path = format!("{POD}/exec?container=web&command=cat&stdin=true&stdout=true");
-    let mut socket = WebSocket::open(user, &path, PROTOCOL).await?;
+async fn type_keys(mut socket: WebSocket, user: &User, listener: &mut Listener<'_>) -> anyhow::Result<Infallible> {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
     // `cat` gives keys back in their order, however many in one message.
@@ -47,10 +47,6 @@ async fn session(user: &User, listener: &mut Listener<'_>, was_open: &mut bool) 
                 let (channel, bytes) = message?;
                 if channel != STDOUT || bytes.is_empty() {
                     continue;
-                }
-                if !*was_open {
-                    *was_open = true;
-                    user.is_open().await;
                 }
                 listener.heard();
                 for key in keys.drain(..bytes.len().min(keys.len())) {

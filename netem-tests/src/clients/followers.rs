@@ -5,86 +5,96 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use qtunnel::demo::client::ClientError;
+use qtunnel::demo::client::{ClientError, Lines};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::session::Session;
-use super::{RETRY_INTERVAL, User};
+use super::{POD, RETRY_INTERVAL, User};
 use crate::record::{Hears, Listener, Timed};
-use crate::scenario::Loads;
+use crate::scenario::Followers;
 
-/// Followers that share a connection to the stub, as those of one k9s or one dashboard do.
-const ON_ONE_CONNECTION: usize = 50;
+/// Connections that are made at once at most: a crowd does not come within the same millisecond.
+const OPENING: usize = 32;
 
 /// Where pods are created.
 const PODS: &str = "/api/v1/namespaces/demo/pods";
 
-/// Starts them on a pod that is made for them.
-pub(super) async fn start(tasks: &mut JoinSet<()>, user: &User, loads: Loads) -> Result<(), ClientError> {
-    if loads.followers == 0 {
-        return Ok(());
-    }
+/// Starts them, on a pod that is made for them.
+pub(super) async fn start(tasks: &mut JoinSet<()>, user: &User, followers: Followers) -> Result<(), ClientError> {
     let session = || Session::new(Arc::clone(&user.kubeconfig));
-    let rate = json!([{"name": "TICKS_PER_SECOND", "value": loads.lines_per_second.to_string()}]);
-    let pod = json!({
-        "metadata": {"name": "ticker"},
-        "spec": {"containers": [{"name": "ticker", "image": "qtunnel.sample/ticker", "env": rate}]},
-    });
-    session().client().await?.create(PODS, &pod).await?;
+    let log = match followers.lines_per_second {
+        0 => format!("{POD}/log?container=sidecar&follow=true"),
+        rate => {
+            let rate = json!([{"name": "TICKS_PER_SECOND", "value": rate.to_string()}]);
+            let pod = json!({
+                "metadata": {"name": "ticker"},
+                "spec": {"containers": [{"name": "ticker", "image": "qtunnel.sample/ticker", "env": rate}]},
+            });
+            session().client().await?.create(PODS, &pod).await?;
+            format!("{PODS}/ticker/log?follow=true&tailLines=0")
+        }
+    };
+    let opening = Arc::new(Semaphore::new(OPENING));
     let mut shared = session();
-    for number in 0..loads.followers {
-        if number % ON_ONE_CONNECTION == 0 {
+    for number in 0..followers.count {
+        if number % followers.on_one_connection == 0 {
             shared = session();
         }
-        tasks.spawn(run(user.clone(), shared.clone()));
+        let follower = Follower { user: user.clone(), session: shared.clone(), log: log.clone() };
+        tasks.spawn(follower.run(Arc::clone(&opening)));
     }
     Ok(())
 }
 
-/// Follows, and follows again whenever that breaks off.
-async fn run(user: User, session: Session) {
-    let mut listener = Listener::new(&user.recorder, Hears::Stream);
-    let mut was_open = false;
-    loop {
-        let Err(_broken_off) = follow(&user, &session, &mut listener, &mut was_open).await;
-        if was_open {
-            user.recorder.stream_lost();
-        }
-        tokio::time::sleep(RETRY_INTERVAL).await;
-    }
+struct Follower {
+    user: User,
+    session: Session,
+    /// The path of what is followed.
+    log: String,
 }
 
-async fn follow(
-    user: &User,
-    session: &Session,
-    listener: &mut Listener<'_>,
-    was_open: &mut bool,
-) -> Result<Infallible, ClientError> {
-    let client = session.client().await?;
-    let path = format!("{PODS}/ticker/log?follow=true&tailLines=0");
-    let failed = async |error| {
-        session.failed(&client, &error).await;
-        error
-    };
-    let mut lines = match client.lines(&path).await {
-        Ok(lines) => lines,
-        Err(error) => return Err(failed(error).await),
-    };
-    if !*was_open {
-        *was_open = true;
-        user.is_open().await;
-    }
-    loop {
-        match lines.next().await {
-            Ok(Some(line)) => {
-                listener.heard();
-                if let Some(written) = written(&line) {
-                    user.recorder.completed(Timed::Line, written);
-                }
+impl Follower {
+    /// Follows, and follows again whenever that breaks off.
+    async fn run(self, opening: Arc<Semaphore>) {
+        let recorder = Arc::clone(&self.user.recorder);
+        let mut listener = Listener::new(&recorder, Hears::Stream);
+        let mut told = self.user.once_open();
+        loop {
+            let opened = {
+                // Never closed; without a permit it is only more crowded.
+                let _permit = opening.acquire().await;
+                self.open().await
+            };
+            if let Ok(lines) = opened {
+                told.is_open().await;
+                let Err(_broken_off) = self.follow(lines, &mut listener).await;
+                recorder.stream_lost();
             }
-            Ok(None) => return Err(ClientError::Unreadable("the log has ended".to_owned())),
-            Err(error) => return Err(failed(error).await),
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    async fn follow(&self, mut lines: Lines, listener: &mut Listener<'_>) -> Result<Infallible, ClientError> {
+        loop {
+            let line = lines.next().await?;
+            let line = line.ok_or_else(|| ClientError::Unreadable("the log has ended".to_owned()))?;
+            listener.heard();
+            if let Some(written) = written(&line) {
+                self.user.recorder.completed(Timed::Line, written);
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Lines, ClientError> {
+        let client = self.session.client().await?;
+        match client.lines(&self.log).await {
+            Ok(lines) => Ok(lines),
+            Err(error) => {
+                self.session.failed(&client, &error).await;
+                Err(error)
+            }
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn run(user: User, kind: Gets) {
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut answers = JoinSet::new();
     let mut listener = Listener::new(&user.recorder, Hears::Answers);
-    let mut is_open = false;
+    let mut told = user.once_open();
     loop {
         tokio::select! {
             due = interval.tick() => {
@@ -45,10 +45,7 @@ pub(super) async fn run(user: User, kind: Gets) {
             Some(answer) = answers.join_next() => {
                 if matches!(answer, Ok(true)) {
                     listener.heard();
-                    if !is_open {
-                        is_open = true;
-                        user.is_open().await;
-                    }
+                    told.is_open().await;
                 }
             }
         }

@@ -26,7 +26,7 @@ use crate::scenario::Loads;
 use crate::tun::Namespace;
 
 /// How long clients may take to have all their streams open.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// After a failure, until a client tries again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -120,7 +120,9 @@ async fn open_all(
     loads: Loads,
     beside: Option<SocketAddr>,
 ) -> anyhow::Result<()> {
-    followers::start(tasks, &user, loads).await.context("cannot follow logs")?;
+    if let Some(followers) = loads.followers {
+        followers::start(tasks, &user, followers).await.context("cannot follow logs")?;
+    }
     if loads.exec {
         tasks.spawn(exec::run(user.clone()));
     }
@@ -142,8 +144,20 @@ async fn open_all(
 }
 
 impl User {
-    /// Waits where there is nobody to tell: then nobody waits for us either.
-    async fn is_open(&self) {
-        let _ = self.opened.send(()).await;
+    /// Tells of one stream.
+    fn once_open(&self) -> OnceOpen {
+        OnceOpen(Some(self.opened.clone()))
+    }
+}
+
+/// Tells that a stream is open: the first time, and not when it is opened again.
+struct OnceOpen(Option<mpsc::Sender<()>>);
+
+impl OnceOpen {
+    async fn is_open(&mut self) {
+        if let Some(opened) = self.0.take() {
+            // Where there is nobody to tell, nobody waits for us.
+            let _ = opened.send(()).await;
+        }
     }
 }
