@@ -5,6 +5,10 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two looks whether a signal has come.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -28,6 +32,22 @@ pub fn watch() -> io::Result<()> {
 /// Once a signal has come.
 pub fn check() -> Result<(), Interrupted> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+}
+
+/// Waits for so long.
+///
+/// # Errors
+/// Once a signal has come.
+pub fn wait(length: Duration) -> Result<(), Interrupted> {
+    let end = Instant::now() + length;
+    loop {
+        check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(LOOK_INTERVAL));
+    }
 }
 
 /// Keeps both signals from the calling thread and from those it starts later, until [`on_interrupt`] takes them.

@@ -12,6 +12,7 @@
 //! - [`relay`]: a backend in this process, for sockets on loopback; needs no privileges.
 //! - [`report`]: tables and plots.
 //! - [`run`]: one measurement from beginning to end.
+//! - [`scale`]: how much one stub and one agent can carry.
 //! - [`scenario`]: what goes on while a network is bad.
 //! - [`simulation`]: QUIC over a link in simulated time.
 //! - [`testbed`]: the real stub, agent and API server in their namespaces.
@@ -33,6 +34,7 @@ pub mod record;
 pub mod relay;
 pub mod report;
 pub mod run;
+pub mod scale;
 pub mod scenario;
 pub mod simulation;
 pub mod testbed;

@@ -13,6 +13,7 @@ use commands::list::list;
 use commands::matrix::{MatrixArgs, matrix};
 use commands::relay::relay;
 use commands::run::{RunArgs, run};
+use commands::scale::{AgentsArgs, ScaleArgs, agents, scale};
 use commands::simulate::{SimulateArgs, simulate};
 
 /// Run programs over bad networks.
@@ -56,6 +57,11 @@ enum Task {
     Run(RunArgs),
     /// Measure what RESULTS.md shows and write it there, with charts beside it (needs root, and a quiet machine).
     Matrix(MatrixArgs),
+    /// Measure how much one stub and one agent can carry: many open streams, many agents (needs root).
+    Scale(ScaleArgs),
+    /// Run many agents in this process, for `scale`.
+    #[command(hide = true)]
+    Agents(AgentsArgs),
     /// Compare congestion controllers over a link in simulated time, one bulk transfer each; prints Markdown.
     ///
     /// Nothing is sent anywhere, so it needs no privileges and does not depend on how busy the machine is.
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
         Task::Relay { network, to } => relay(&network, to),
         Task::Run(args) => run(&args),
         Task::Matrix(args) => matrix(&args),
+        Task::Scale(args) => scale(&args),
+        Task::Agents(args) => agents(&args),
         Task::Simulate(args) => simulate(&args),
     };
     done.unwrap_or_else(|error| {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::clients::Clients;
 use crate::contender::Contender;
@@ -77,7 +77,7 @@ impl Plan<'_> {
         let beside_address = beside.as_ref().map(PlainTcp::address);
         let public = testbed.network().public();
         let clients = Clients::start(public, &kubeconfig, self.scenario.loads, beside_address, &recorder)?;
-        wait(WARM_UP)?;
+        interrupt::wait(WARM_UP)?;
 
         let before = (testbed.stub_usage()?, testbed.agent_usage()?);
         let length = self.scenario.length(self.profile, self.length);
@@ -92,11 +92,11 @@ impl Plan<'_> {
                 progress(next_progress, &recorder.seen());
                 next_progress += PROGRESS_INTERVAL;
             }
-            wait(TICK)?;
+            interrupt::wait(TICK)?;
         }
         let after = (testbed.stub_usage()?, testbed.agent_usage()?);
         let network = testbed.network().report()?;
-        wait(AFTERMATH)?;
+        interrupt::wait(AFTERMATH)?;
         drop((clients, beside));
         Ok(Run {
             seen: recorder.seen(),
@@ -120,18 +120,5 @@ fn happen(testbed: &mut Testbed, what: Happening) -> anyhow::Result<()> {
     match what {
         Happening::Network(action) => Ok(testbed.network().control().apply(action)?),
         Happening::StubRestart => testbed.restart_stub(),
-    }
-}
-
-/// Waits, unless somebody wants us to stop.
-fn wait(length: Duration) -> Result<(), interrupt::Interrupted> {
-    let end = Instant::now() + length;
-    loop {
-        interrupt::check()?;
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        std::thread::sleep(left.min(Duration::from_millis(100)));
     }
 }

@@ -32,10 +32,7 @@ pub struct MeasureArgs {
 impl MeasureArgs {
     /// The program under test, built if need be.
     pub fn program(&self) -> anyhow::Result<Program> {
-        match &self.program {
-            Some(path) => Ok(Program::at(path.clone())),
-            None => Program::of_workspace(),
-        }
+        Program::choose(self.program.as_deref())
     }
 
     /// Measures one contender as often as asked.

@@ -6,6 +6,7 @@ pub mod matrix;
 pub mod measure;
 pub mod relay;
 pub mod run;
+pub mod scale;
 pub mod simulate;
 
 use std::path::PathBuf;

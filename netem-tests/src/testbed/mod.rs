@@ -3,20 +3,22 @@
 //! Clients and stub are on the public side, agent and API server on the private one. Dropping a [`Testbed`] ends all of
 //! it and removes its files.
 
+mod lone_stub;
 mod plain_tcp;
 mod program;
 mod usage;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use qtunnel::stub::admin;
+use qtunnel::stub::admin::{self, StubStatus};
 use tempfile::TempDir;
 
+pub use lone_stub::LoneStub;
 pub use plain_tcp::PlainTcp;
 pub use program::Program;
 pub use usage::Usage;
@@ -69,12 +71,9 @@ impl Testbed {
             // What runs beside a QUIC tunnel has what most machines have.
             Carrier::Quic => Congestion::Cubic.name(),
         })?;
-        let directory = tempfile::Builder::new().prefix("netem-tests-").tempdir().context("no directory for a run")?;
-        let host = PUBLIC_ADDRESS.to_string();
-        let port = STUB_PORT.to_string();
-        let stub_dir = path_in(&directory, "stub");
-        program.run(&["stub", "init", "--dir", &stub_dir, "--host", &host, "--port", &port])?;
+        let directory = scratch_directory()?;
         let files = Files { directory: directory.path() };
+        files.init_stub(program, PUBLIC_ADDRESS)?;
         let api = files.start(program, network.private(), "api", &files.api_arguments())?;
         let stub = files.start(program, network.public(), "stub", &files.stub_arguments(contender))?;
         let token = files.token(program)?;
@@ -143,6 +142,15 @@ impl Files<'_> {
         self.directory.join(name).to_string_lossy().into_owned()
     }
 
+    fn init_stub(self, program: &Program, host: IpAddr) -> anyhow::Result<()> {
+        let (directory, host, port) = (self.path("stub"), host.to_string(), STUB_PORT.to_string());
+        program.run(&["stub", "init", "--dir", &directory, "--host", &host, "--port", &port]).map(drop)
+    }
+
+    fn admin_socket(self) -> PathBuf {
+        self.directory.join("stub/admin.sock")
+    }
+
     fn stub_config(self) -> String {
         self.path("stub/stub.toml")
     }
@@ -202,12 +210,14 @@ impl Files<'_> {
         self.directory.join("api/kubeconfig.yaml").exists()
     }
 
+    /// What the stub says of itself.
+    fn status(self) -> Option<StubStatus> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        runtime.block_on(admin::status(&self.admin_socket())).ok()
+    }
+
     fn agent_is_healthy(self) -> bool {
-        let status = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-            runtime.block_on(admin::status(&self.directory.join("stub/admin.sock"))).ok()
-        };
-        status().is_some_and(|status| {
+        self.status().is_some_and(|status| {
             let mut agents = status.clusters.iter().flat_map(|cluster| &cluster.agents);
             agents.any(|agent| agent.state == "healthy")
         })
@@ -237,6 +247,6 @@ impl Files<'_> {
     }
 }
 
-fn path_in(directory: &TempDir, name: &str) -> String {
-    directory.path().join(name).to_string_lossy().into_owned()
+fn scratch_directory() -> anyhow::Result<TempDir> {
+    tempfile::Builder::new().prefix("netem-tests-").tempdir().context("cannot make a temporary directory")
 }

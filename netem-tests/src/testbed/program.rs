@@ -13,9 +13,12 @@ pub struct Program {
 }
 
 impl Program {
-    /// This one.
-    pub fn at(path: PathBuf) -> Self {
-        Self { path }
+    /// This one, or else that [of the workspace](Self::of_workspace).
+    ///
+    /// # Errors
+    /// When the one of the workspace is not to be had.
+    pub fn choose(path: Option<&Path>) -> anyhow::Result<Self> {
+        path.map_or_else(Self::of_workspace, |path| Ok(Self { path: path.to_owned() }))
     }
 
     /// The one of this workspace, built now the way this program was built: where cargo runs us it is never stale.
