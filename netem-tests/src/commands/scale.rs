@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use netem_tests::contender::{Carrier, Congestion, Contender};
 use netem_tests::interrupt;
@@ -12,6 +12,9 @@ use netem_tests::scale::{self, AgentFigures, Crowd, StreamFigures};
 use netem_tests::testbed::Program;
 use qtunnel::agent::StubAddress;
 use qtunnel::pki::JoinToken;
+
+/// What a program has open besides connections.
+const SPARE_FILES: u64 = 500;
 
 /// How much to try.
 #[derive(Args)]
@@ -50,7 +53,9 @@ pub struct AgentsArgs {
 /// Measures both and prints Markdown.
 pub fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch()?;
-    scale::raise_limit().context("cannot have enough files open")?;
+    let open_files = scale::raise_limit()?;
+    let needed = args.streams.max(args.agents) as u64 + SPARE_FILES;
+    ensure!(open_files >= needed, "needs {needed} open files, and the system allows {open_files} (ulimit -Hn)");
     let program = Program::choose(args.program.as_deref())?;
     println!("| what | measured |\n| --- | --- |");
     for (carrier, congestion) in [(Carrier::Quic, Congestion::Bbr), (Carrier::TcpYamux, Congestion::Cubic)] {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::contender::Contender;
 use crate::record::{SLICE, Sample};
 use crate::run::Run;
+use crate::testbed::Usage;
 
 /// What came of all runs of one contender with one network and one use of the tunnel. Times are in milliseconds.
 #[derive(Debug, Clone, Serialize)]
@@ -79,6 +80,8 @@ pub struct Latency {
 pub struct Cost {
     /// Seconds on all cores while it was measured.
     pub cpu_seconds: f64,
+    /// Seconds that its threads were ready to run and had to wait for a core meanwhile.
+    pub waited_seconds: f64,
     /// The most memory it had, in MiB.
     pub peak_mebibytes: f64,
 }
@@ -112,12 +115,23 @@ impl Outcome {
                 let up = run.network.link.up;
                 (up.lost + up.queue_dropped) as f64 / up.offered.max(1) as f64
             }),
-            stub: Cost { cpu_seconds: mean(|run| cpu(&run.stub)), peak_mebibytes: worst(|run| memory(&run.stub)) },
-            agent: Cost { cpu_seconds: mean(|run| cpu(&run.agent)), peak_mebibytes: worst(|run| memory(&run.agent)) },
+            stub: Cost::of(runs.iter().map(|run| run.stub)),
+            agent: Cost::of(runs.iter().map(|run| run.agent)),
             emulator_p99: worst(|run| millis(run.network.link.lateness.p99)),
             emulator_max: worst(|run| millis(run.network.link.lateness.max)),
             emulator_load: worst(|run| run.network.link.peak_load),
             valid: runs.iter().all(Run::is_valid),
+        }
+    }
+}
+
+impl Cost {
+    fn of(usages: impl ExactSizeIterator<Item = Usage> + Clone) -> Self {
+        let runs = usages.len() as f64;
+        Self {
+            cpu_seconds: usages.clone().map(|usage| usage.processor_time.as_secs_f64()).sum::<f64>() / runs,
+            waited_seconds: usages.clone().map(|usage| usage.waited.as_secs_f64()).sum::<f64>() / runs,
+            peak_mebibytes: usages.map(|usage| usage.peak_memory as f64 / f64::from(1 << 20)).fold(0.0, f64::max),
         }
     }
 }
@@ -147,14 +161,6 @@ fn back_after(run: &Run) -> f64 {
 fn rate(slices: &[u64], length: Duration) -> f64 {
     let length = length.max(SLICE).as_secs_f64();
     slices.iter().sum::<u64>() as f64 * 8.0 / length / 1e6
-}
-
-fn cpu(usage: &crate::testbed::Usage) -> f64 {
-    usage.processor_time.as_secs_f64()
-}
-
-fn memory(usage: &crate::testbed::Usage) -> f64 {
-    usage.peak_memory as f64 / f64::from(1 << 20)
 }
 
 fn millis(duration: Duration) -> f64 {

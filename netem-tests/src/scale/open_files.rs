@@ -4,19 +4,13 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What ten thousand connections need, at both ends, with what is behind them.
-const WANTED: u64 = 1 << 17;
-
-/// Lets this process, and those it starts, have many files open.
+/// Lets this process, and those it starts, have as many files open as the system allows. Returns how many that are.
 ///
 /// # Errors
-/// When the system allows fewer than are needed and this process may not change that.
-pub fn raise_limit() -> io::Result<()> {
-    let now = getrlimit(Resource::Nofile);
+/// Only where the kernel knows no such limit.
+pub fn raise_limit() -> io::Result<u64> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
     // `None` is no limit.
-    if now.current.is_none_or(|current| current >= WANTED) {
-        return Ok(());
-    }
-    let maximum = now.maximum.map(|maximum| maximum.max(WANTED));
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(WANTED), maximum })?)
+    Ok(maximum.unwrap_or(u64::MAX))
 }

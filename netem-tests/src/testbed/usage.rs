@@ -12,6 +12,8 @@ use serde::Serialize;
 pub struct Usage {
     /// On all cores, in user and in kernel mode. Linux counts in hundredths of a second.
     pub processor_time: Duration,
+    /// How long its threads were ready to run and had to wait for a core, added up. Threads that have ended are left out.
+    pub waited: Duration,
     /// The most memory it ever had, in bytes (VmHWM).
     pub peak_memory: u64,
     /// The memory it has now, in bytes (VmRSS).
@@ -29,7 +31,8 @@ impl Usage {
     pub fn of(process: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
         let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-        parse(&stat, &status).ok_or_else(|| io::Error::other(format!("/proc/{process} is not understood")))
+        let usage = parse(&stat, &status).map(|usage| Self { waited: waited(process), ..usage });
+        usage.ok_or_else(|| io::Error::other(format!("/proc/{process} is not understood")))
     }
 }
 
@@ -38,7 +41,11 @@ impl Sub for Usage {
 
     /// What was used since `earlier`; memory is what it is now.
     fn sub(self, earlier: Self) -> Self {
-        Self { processor_time: self.processor_time.saturating_sub(earlier.processor_time), ..self }
+        Self {
+            processor_time: self.processor_time.saturating_sub(earlier.processor_time),
+            waited: self.waited.saturating_sub(earlier.waited),
+            ..self
+        }
     }
 }
 
@@ -51,7 +58,19 @@ fn parse(stat: &str, status: &str) -> Option<Usage> {
         processor_time: Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND),
         peak_memory: kibibytes(status, "VmHWM:")? * 1024,
         memory: kibibytes(status, "VmRSS:")? * 1024,
+        waited: Duration::ZERO,
     })
+}
+
+/// The second field of `schedstat` of each thread, in nanoseconds (Documentation/scheduler/sched-stats.rst in Linux).
+fn waited(process: u32) -> Duration {
+    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return Duration::ZERO };
+    let waited = threads.filter_map(|thread| {
+        // A thread may end while we look.
+        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+    });
+    waited.sum()
 }
 
 fn kibibytes(status: &str, key: &str) -> Option<u64> {
@@ -67,7 +86,8 @@ mod tests {
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0";
         let status = "Name:\ta\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
         let usage = parse(stat, status).unwrap();
-        let expected = Usage { processor_time: Duration::from_secs(3), peak_memory: 2 << 20, memory: 1 << 20 };
+        let (processor_time, waited) = (Duration::from_secs(3), Duration::ZERO);
+        let expected = Usage { processor_time, waited, peak_memory: 2 << 20, memory: 1 << 20 };
         assert_eq!(usage, expected);
     }
 
