@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, StubAddress};
+use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, StubAddress};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
 use qtunnel::kube::kubeconfig::{Credentials, Upstream};
@@ -49,7 +49,7 @@ pub fn run_crowd(crowd: &Crowd) -> anyhow::Result<()> {
 
 fn config(crowd: &Crowd, number: usize) -> AgentConfig {
     AgentConfig {
-        stub: crowd.stub.clone(),
+        stubs: vec![crowd.stub.clone()],
         token: crowd.tokens.get(number % crowd.tokens.len().max(1)).cloned(),
         state_dir: crowd.directory.join(format!("agent-{number}")),
         // Nobody listens there: what is measured is the stub.
@@ -62,6 +62,7 @@ fn config(crowd: &Crowd, number: usize) -> AgentConfig {
         },
         auth_mode: AuthMode::Impersonate,
         policy: ImpersonationPolicy::default(),
+        forward: ForwardPolicy::default(),
         carrier: CarrierSettings { choice: CarrierChoice::Quic, ..CarrierSettings::default() },
         quic: QuicSettings::default(),
         drain_timeout: Duration::from_secs(1),

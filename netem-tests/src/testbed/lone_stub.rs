@@ -2,19 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use qtunnel::pki::StubKeys;
-use qtunnel::stub::KnownClusters;
-use qtunnel::wire::ClusterId;
 use tempfile::TempDir;
 
 use super::{Files, Program, STUB_PORT, Usage};
 use crate::tun::{Namespace, Process};
-
-/// How long join tokens are valid.
-const TOKEN_TTL: Duration = Duration::from_secs(3600);
 
 /// A stub in a namespace that has nothing but loopback.
 #[derive(Debug)]
@@ -76,17 +69,13 @@ impl LoneStub {
     /// A join token for each of so many clusters.
     ///
     /// # Errors
-    /// When its files cannot be used.
+    /// When they cannot be made.
     pub fn tokens(&self, clusters: usize, uses: usize) -> anyhow::Result<Vec<String>> {
-        let state = self.directory.path().join("stub");
-        let now = SystemTime::now();
-        let keys = StubKeys::load(&state, now)?;
-        let known = KnownClusters::new(&state);
+        let config = Files { directory: self.directory.path() }.stub_config();
         let token = |number: usize| {
-            let cluster: ClusterId = format!("c{number}").parse()?;
-            known.add(&cluster)?;
-            let uses = u32::try_from(uses).context("too many uses of a token")?;
-            Ok(keys.tokens().create(&cluster, TOKEN_TTL, uses, now)?.to_string())
+            let (cluster, uses) = (format!("c{number}"), uses.to_string());
+            let create = ["token", "create", "--config", &config, "--cluster", &cluster, "--uses", &uses];
+            Ok(self.program.run(&create)?.trim().to_owned())
         };
         (0..clusters).map(token).collect()
     }
