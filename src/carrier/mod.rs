@@ -7,6 +7,7 @@
 
 mod body;
 mod congestion;
+mod driver;
 mod framed;
 mod gather;
 mod heartbeat;
