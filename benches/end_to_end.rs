@@ -146,12 +146,5 @@ fn beside_followers(runtime: &Runtime, target: &Target) -> (f64, f64) {
 criterion_group!(benches, small_get, bulk);
 
 fn main() {
-    let listing = std::env::args().any(|argument| argument == "--list" || argument == "--test");
-    if std::env::var_os("QTUNNEL_BENCH_REPORT_ONLY").is_none() {
-        benches();
-        Criterion::default().configure_from_args().final_summary();
-    }
-    if !listing {
-        report();
-    }
+    support::run::run(benches, report);
 }

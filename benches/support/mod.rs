@@ -1,6 +1,7 @@
 //! What the benchmarks measure with: the whole tunnel in this process, a client, and the CPU time it all takes.
 
 pub mod cpu;
+pub mod run;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
