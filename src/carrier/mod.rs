@@ -19,7 +19,7 @@ mod tcp;
 mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
-pub use congestion::{BbrConfig, CongestionControl};
+pub use congestion::{BbrConfig, CongestionControl, LimitedStart};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
