@@ -15,12 +15,12 @@ use criterion::{Criterion, Throughput, criterion_group};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use qtunnel::carrier::{
-    Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, TcpDialer, TcpSettings,
-    accepted_over_tcp, send_body,
+    Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, TcpDialer,
+    TcpSettings, accepted_over_tcp, send_body,
 };
 use qtunnel::pki::{
-    AgentKey, AgentState, HostName, StubKeys, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
-    tunnel_server_config,
+    AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tcp_tunnel_client_config, tcp_tunnel_server_config,
+    tunnel_client_config, tunnel_server_config,
 };
 use qtunnel::wire::{ErrorCode, Frame, FrameReader, Identity, RequestHead, ResponseHead, StreamKind};
 use tokio::net::TcpListener;
@@ -102,7 +102,8 @@ fn tls(over: Over) -> Tls {
     let directory = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let loopback = HostName::Ip("127.0.0.1".parse().unwrap());
-    let keys = StubKeys::create(&directory.path().join("stub"), &[loopback], None, now).unwrap();
+    let keys = StubKeys::create(Arc::new(DirectoryStore::new(&directory.path().join("stub"))), &[loopback], None, now)
+        .unwrap();
     let key = AgentKey::generate().unwrap();
     let identity = "qtunnel://bench/agent/bench".parse().unwrap();
     let request = key.signing_request().unwrap();
@@ -125,7 +126,7 @@ async fn quic_pair() -> Pair {
     let address = listener.local_address().unwrap();
     let dialer = QuicDialer::new(tls.client, settings).unwrap();
     let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
-        listener.accept().await.unwrap().handshake().await.unwrap()
+        listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel()
     });
     carrier_pair(stub, agent.unwrap())
 }
@@ -151,7 +152,7 @@ fn carrier_pair(stub: Connection, agent: Connection) -> Pair {
     tokio::spawn(async move {
         while let Ok((send, recv)) = serving.accept().await {
             let sender = FrameSender::new(send);
-            let receiver = FrameReceiver::new(recv, FrameReader::for_request());
+            let receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
             tokio::spawn(serve(sender, receiver));
         }
     });
@@ -329,7 +330,9 @@ fn small(criterion: &mut Criterion) {
 fn report() {
     let runtime = runtime();
     let contenders = contenders(&runtime);
-    println!("\n| what | bare quinn | quic | tcp-yamux | quic / bare | quic / tcp |\n| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "\n| what | bare quinn | quic | tcp-yamux | quic / bare | quic / tcp |\n| --- | --- | --- | --- | --- | --- |"
+    );
     let [time, cpu] = medians(&contenders, |client| {
         let measured = measure(|| runtime.block_on(exchanges(1, 2_000, || client.clone().first_byte())));
         measured.map(|seconds| seconds * 1e6 / 2_000.0)

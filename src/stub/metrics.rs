@@ -27,6 +27,7 @@ pub struct Metrics {
     latency: Family<LatencyLabels, Histogram, fn() -> Histogram>,
     bytes: Family<BytesLabels, Counter>,
     retries: Family<ClusterLabel, Counter>,
+    retries_refused: Family<ClusterLabel, Counter>,
 }
 
 /// What other parts of the stub count, as it is now.
@@ -105,6 +106,7 @@ impl Metrics {
             latency: Family::new_with_constructor(latency_histogram),
             bytes: Family::default(),
             retries: Family::default(),
+            retries_refused: Family::default(),
         }
     }
 
@@ -122,14 +124,18 @@ impl Metrics {
 
     /// The counters of bytes of a cluster that is known.
     pub fn bytes(&self, cluster: &ClusterId) -> ClusterBytes {
-        let counter =
-            |direction| self.bytes.get_or_create_owned(&BytesLabels { cluster: cluster.clone(), direction });
+        let counter = |direction| self.bytes.get_or_create_owned(&BytesLabels { cluster: cluster.clone(), direction });
         ClusterBytes { sent: counter("to_client"), received: counter("from_client") }
     }
 
     /// The counter of a cluster's requests that were tried at another agent.
     pub fn retries(&self, cluster: &ClusterId) -> Counter {
         self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
+    }
+
+    /// The counter of a cluster's requests that were not tried again because too many had been.
+    pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
+        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -170,6 +176,11 @@ impl Metrics {
             self.bytes.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
+        registry.register(
+            "dispatch_retries_refused",
+            "Requests that were not tried at another agent because too many had been",
+            self.retries_refused.clone(),
+        );
     }
 }
 

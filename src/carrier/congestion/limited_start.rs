@@ -123,11 +123,7 @@ mod tests {
         let mut config = CubicConfig::default();
         config.initial_window(initial_window);
         let packet = PACKET.into();
-        LimitedController {
-            controller: Arc::new(config).build(Instant::now(), PACKET),
-            packet,
-            limit: FREE * packet,
-        }
+        LimitedController { controller: Arc::new(config).build(Instant::now(), PACKET), packet, limit: FREE * packet }
     }
 
     #[test]
