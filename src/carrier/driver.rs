@@ -54,3 +54,26 @@ impl Future for Patient {
         self.driver.as_mut().poll(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_driver_runs_behind_the_tasks_that_were_ready_when_it_was_woken() {
+        let (told, mut order) = mpsc::channel(2);
+        let driver = told.clone();
+        PatientRuntime.spawn(Box::pin(async move { driver.send("driver").await.unwrap() }));
+        tokio::spawn(async move { told.send("task").await.unwrap() });
+        assert_eq!((order.recv().await, order.recv().await), (Some("task"), Some("driver")));
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_waits_for_nobody_runs() {
+        let (told, mut ran) = mpsc::channel(1);
+        PatientRuntime.spawn(Box::pin(async move { told.send(()).await.unwrap() }));
+        tokio::time::timeout(std::time::Duration::from_secs(30), ran.recv()).await.unwrap().unwrap();
+    }
+}

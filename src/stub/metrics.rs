@@ -135,7 +135,7 @@ impl Metrics {
 
     /// The counter of a cluster's requests that were not tried again because too many had been.
     pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
-        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
+        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.

@@ -7,7 +7,7 @@ use quinn_proto::congestion::{ControllerFactory, CubicConfig};
 use super::{BbrConfig, LimitedStart};
 
 /// How an end of a connection decides how much it has in flight. Each end decides for what it sends itself, so the two may
-/// differ.
+/// differ. Both start slower than they could where more than 1,024 packets are in flight: see [`LimitedStart`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CongestionControl {
