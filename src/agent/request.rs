@@ -95,7 +95,7 @@ enum Answer {
     UpgradeRefused(Response<Incoming>),
 }
 
-async fn answer(shared: &Shared, head: RequestHead, receiver: FrameReceiver) -> Result<Answer, Failure> {
+async fn answer(shared: &Shared, mut head: RequestHead, receiver: FrameReceiver) -> Result<Answer, Failure> {
     let path = RequestPath::parse(head.target.as_str()).map_err(|error| bad_request(&error))?;
     let info = RequestInfo::new(&head.method, &path).map_err(|error| bad_request(&error))?;
 
@@ -104,7 +104,8 @@ async fn answer(shared: &Shared, head: RequestHead, receiver: FrameReceiver) -> 
         AuthMode::PassThrough => None,
     };
     let authorization = authorization(shared, &head).await?;
-    let headers = upstream_headers(&head, act_as.as_ref(), authorization)?;
+    let headers = std::mem::take(&mut head.headers);
+    let headers = upstream_headers(&head, headers, act_as.as_ref(), authorization)?;
     if head.upgrade.is_some() {
         return upgrade(shared, &head, headers, receiver).await;
     }
@@ -156,14 +157,14 @@ async fn authorization(shared: &Shared, head: &RequestHead) -> Result<Option<Hea
     }
 }
 
-/// The headers that reach the API server. Whatever the stub has already removed is removed again: the agent is the last
+/// The headers that reach the API server, made of those that came with `head`. Whatever the stub has already removed is removed again: the agent is the last
 /// to touch them, and the API server believes it.
 fn upstream_headers(
     head: &RequestHead,
+    mut headers: HeaderMap,
     act_as: Option<&Identity>,
     authorization: Option<HeaderValue>,
 ) -> Result<HeaderMap, Failure> {
-    let mut headers = head.headers.clone();
     headers::strip_hop_by_hop(&mut headers).map_err(|error| bad_request(&error))?;
     headers::strip_identity(&mut headers);
     headers.remove(HOST);
