@@ -62,7 +62,7 @@ async fn agents_of_another_cluster_wait_until_the_last_one_of_the_old_cluster_ha
     let (old, new) = (SampleApi::start(), SampleApi::start());
     let mut stub = Stub::start(StubOptions::default());
     let start = |api: &SampleApi| Agent::start(&stub, CLUSTER, &api.upstream(), AgentOptions::default());
-    let mut first = start(&old);
+    let first = start(&old);
     let served_by = |api: Value| {
         let stub = &stub;
         eventually("the API server of the cluster", move || (cluster_of(stub)["apiServer"] == api).then_some(()));
