@@ -59,7 +59,7 @@ fn row(cluster: &str, agent: &AgentStatus) -> [String; COLUMNS.len()] {
             Some(milliseconds) => format!("{} for {:.0} s", agent.state, milliseconds / 1000.0),
             None => agent.state.clone(),
         },
-        agent.carrier.clone(),
+        if agent.resumed_with_0rtt { format!("{}, 0-RTT", agent.carrier) } else { agent.carrier.clone() },
         agent.address.clone(),
         format!("{:.1} ms", agent.rtt_ms),
         agent.loss.map_or_else(|| "-".to_owned(), |loss| format!("{:.1} %", loss * 100.0)),

@@ -106,7 +106,9 @@ public_address = "{first}:{port}"
 # among them.
 # peers = ["stub-0.example.com:8443", "stub-1.example.com:8443"]
 
-# Where this stub keeps what is its own, and, unless [store] says otherwise, keys, join tokens and known clusters.
+# Where this stub keeps what is its own, agents' TLS sessions among it, and, unless [store] says otherwise, keys, join tokens
+# and known clusters. An agent that the file revoked-agents in it names, CLUSTER/AGENT on a line of its own, is turned away;
+# the file is read again when it changes.
 # state_dir = "."
 
 [store]

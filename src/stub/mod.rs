@@ -2,7 +2,7 @@
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
 //! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
-//! [`select::AgentSelector`], [`election::Election`], [`crate::pki::Store`].
+//! [`select::AgentSelector`], [`sessions::SessionStore`].
 
 pub mod admin;
 pub mod audit;
@@ -27,8 +27,10 @@ mod record;
 mod registry;
 mod request;
 mod retry_budget;
+mod revocation;
 mod route;
 pub mod select;
+pub mod sessions;
 mod shared;
 mod tunnel;
 
@@ -48,6 +50,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use dial::DialError;
 pub use handle::StubHandle;
+pub use revocation::RevocationError;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
@@ -69,6 +72,8 @@ use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
 use retry_budget::RetryBudgets;
+use revocation::RevokedAgents;
+use sessions::{FileSessions, SessionStore};
 use shared::Shared;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
@@ -107,6 +112,9 @@ pub enum StartError {
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The list of revoked agents.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// The audit log.
     #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
     AuditLog {
@@ -189,6 +197,8 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(config.agents.selector.selector()),
             retry_budgets: RetryBudgets::default(),
+            sessions: session_store(&config, &keys),
+            revoked: RevokedAgents::load(&config.state_dir)?,
             clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
@@ -254,6 +264,7 @@ impl Stub {
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
+            stopped.run_until_cancelled(shared.revoked.follow(&shared.registry)),
             write_audit_log(audit_writer, &stopped),
         );
         // A socket that is left behind is replaced at the next start.
@@ -320,6 +331,16 @@ async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter
     };
     let (log, writer) = AuditLog::new(sink, *on_failure, *queue_length);
     Ok((log, Some(writer)))
+}
+
+/// The sessions of the state directory. Without them agents only reconnect a round trip slower.
+fn session_store(config: &StubConfig, keys: &StubKeys) -> Arc<dyn SessionStore> {
+    let authorities = [keys.agent_authority().fingerprint(), keys.server_authority().fingerprint()];
+    let store = FileSessions::open(&config.state_dir.join("sessions"), authorities, SystemTime::now());
+    Arc::new(store.unwrap_or_else(|error| {
+        tracing::warn!("{error}; agents cannot resume their sessions after a restart of this stub");
+        FileSessions::in_memory()
+    }))
 }
 
 async fn admin_listener(address: SocketAddr) -> Result<TcpListener, StartError> {

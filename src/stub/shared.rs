@@ -17,6 +17,8 @@ use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
 use super::retry_budget::RetryBudgets;
+use super::revocation::RevokedAgents;
+use super::sessions::SessionStore;
 use crate::pki::store::{Key, Store, StoreError, Table};
 use crate::pki::{PeerAuthorities, StubKeys};
 use crate::wire::ClusterId;
@@ -44,6 +46,10 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// The TLS sessions that agents may resume.
+    pub sessions: Arc<dyn SessionStore>,
+    /// The agents that are turned away.
+    pub revoked: RevokedAgents,
     /// How many requests may be tried again.
     pub retry_budgets: RetryBudgets,
     /// Who vouches for the peers of the QUIC port.

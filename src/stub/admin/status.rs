@@ -74,6 +74,8 @@ pub struct AgentStatus {
     pub upstream_latency_ms: f64,
     /// Since when it is connected.
     pub connected_since: Timestamp,
+    /// Whether it resumed a session with 0-RTT when it connected.
+    pub resumed_with_0rtt: bool,
     /// Round trip between stub and agent, in milliseconds.
     pub rtt_ms: f64,
     /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1. Unknown over TCP.
@@ -142,6 +144,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
         connected_since: timestamp(link.connected_at),
+        resumed_with_0rtt: link.is_early,
         rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
         loss: path.lost_packets.zip(path.sent_packets).map(|(lost, sent)| lost as f64 / sent.max(1) as f64),
         open_streams: link.traffic().open_streams(),
