@@ -16,6 +16,9 @@ use super::tunnel::Upstream;
 /// The path of the agent's health checks, which every scripted API server answers by itself.
 const READYZ: &str = "/readyz";
 
+/// Where the agent asks which cluster it is. A scripted API server does not tell.
+const KUBE_SYSTEM: &str = "/api/v1/namespaces/kube-system";
+
 /// A running scripted API server. Dropping it closes everything.
 pub struct ScriptedUpstream {
     /// Where it listens.
@@ -152,8 +155,13 @@ where
 {
     // A connection that breaks between two requests is nothing to the test.
     while let Ok(Some(head)) = connection.wire.head().await {
-        if head.target() == READYZ {
-            let status = if state.unready.load(Ordering::SeqCst) { "503 Service Unavailable" } else { "200 OK" };
+        let own = match head.target() {
+            READYZ if state.unready.load(Ordering::SeqCst) => Some("503 Service Unavailable"),
+            READYZ => Some("200 OK"),
+            KUBE_SYSTEM => Some("403 Forbidden"),
+            _ => None,
+        };
+        if let Some(status) = own {
             let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok");
             if connection.wire.write(answer.as_bytes()).await.is_err() {
                 return;
