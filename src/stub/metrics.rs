@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::admin::{AgentStatus, StubStatus};
 use super::meter::ClusterBytes;
 use super::record::{GivenAnswer, RequestFacts};
+use super::registry::AgentLink;
 use crate::kube::RequestInfo;
 use crate::wire::ClusterId;
 
@@ -28,6 +29,7 @@ pub struct Metrics {
     bytes: Family<BytesLabels, Counter>,
     retries: Family<ClusterLabel, Counter>,
     retries_refused: Family<ClusterLabel, Counter>,
+    connections: Family<ConnectionLabels, Counter>,
 }
 
 /// What other parts of the stub count, as it is now.
@@ -83,6 +85,12 @@ struct AgentLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectionLabels {
+    carrier: String,
+    handshake: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: String,
 }
@@ -107,6 +115,7 @@ impl Metrics {
             bytes: Family::default(),
             retries: Family::default(),
             retries_refused: Family::default(),
+            connections: Family::default(),
         }
     }
 
@@ -136,6 +145,13 @@ impl Metrics {
     /// The counter of a cluster's requests that were not tried again because too many had been.
     pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
         self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
+    }
+
+    /// Counts a connection that has become an agent's.
+    pub fn agent_connected(&self, link: &AgentLink) {
+        let carrier = link.connection.carrier().to_string();
+        let handshake = if link.is_early { "0-rtt" } else { "complete" };
+        self.connections.get_or_create(&ConnectionLabels { carrier, handshake }).inc();
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -174,6 +190,11 @@ impl Metrics {
             "Bytes of bodies and upgraded connections, counted as they pass",
             Unit::Bytes,
             self.bytes.clone(),
+        );
+        registry.register(
+            "agent_connections",
+            "Connections that became an agent's, by whether it spoke before the handshake was complete (0-RTT)",
+            self.connections.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
         registry.register(
@@ -259,7 +280,7 @@ mod tests {
     use super::*;
 
     fn status() -> StubStatus {
-        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), clusters: Vec::new() }
+        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), election: None, clusters: Vec::new() }
     }
 
     #[test]
