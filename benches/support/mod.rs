@@ -18,7 +18,8 @@ use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
 use qtunnel::pki::{HostName, StubKeys};
-use qtunnel::stub::{KnownClusters, Stub, StubConfig, admin};
+use qtunnel::stub::admin::AdminClient;
+use qtunnel::stub::{KnownClusters, Stub, StubConfig};
 use qtunnel::wire::{AuthMode, ClusterId};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -128,7 +129,7 @@ impl Drop for Tunnel {
 async fn wait_for_agent(admin_socket: &std::path::Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let status = admin::status(admin_socket).await;
+        let status = AdminClient::new(admin_socket).status().await;
         if status.is_ok_and(|status| status.clusters.iter().any(|cluster| !cluster.agents.is_empty())) {
             return;
         }

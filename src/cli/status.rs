@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use super::CommandResult;
 use super::args::{OutputFormat, StatusArgs};
 use crate::stub::StubConfig;
-use crate::stub::admin::{self, AgentStatus, StubStatus};
+use crate::stub::admin::{AdminClient, AgentStatus, StubStatus};
 
 /// Asks a running stub and prints what it says.
 pub async fn run(args: StatusArgs) -> CommandResult {
     let config = StubConfig::load(&args.config)?;
-    let status = admin::status(&config.admin_socket()).await?;
+    let status = AdminClient::new(&config.admin_socket()).status().await?;
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&status)?),
         OutputFormat::Table => print!("{}", table(&status)),

@@ -21,6 +21,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::metrics::{Metrics, RejectedHead};
 use super::request;
 use super::shared::Shared;
 use super::tunnel;
@@ -77,7 +78,9 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutd
                 shared.clone().tasks.spawn(async move {
                     match handshake(&shared, socket, &tls).await {
                         Ok(Accepted::Client(socket)) => {
+                            let metrics = shared.watchers.metrics.clone();
                             if let Err(error) = serve_client(shared, socket, address, shutdown).await {
+                                error.count(&metrics);
                                 tracing::debug!(%address, "a client's connection ended: {error}");
                             }
                             drop(place);
@@ -113,6 +116,16 @@ enum ConnectionError {
     Certificate(#[from] CertificateError),
     #[error("HTTP: {0}")]
     Http(#[from] hyper::Error),
+}
+
+impl ConnectionError {
+    fn count(&self, metrics: &Metrics) {
+        if let Self::Http(error) = self
+            && let Some(reason) = RejectedHead::of(error)
+        {
+            metrics.head_rejected(reason);
+        }
+    }
 }
 
 /// A connection whose TLS handshake is complete.

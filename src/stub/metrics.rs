@@ -27,6 +27,40 @@ pub struct Metrics {
     latency: Family<LatencyLabels, Histogram, fn() -> Histogram>,
     bytes: Family<BytesLabels, Counter>,
     retries: Family<ClusterLabel, Counter>,
+    rejected_heads: Family<ReasonLabel, Counter>,
+    path_changes: Family<ClusterLabel, Counter>,
+}
+
+/// Why the head of a request was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejectedHead {
+    /// It is not HTTP.
+    Malformed,
+    /// It is longer than a head may be.
+    TooLarge,
+    /// It did not come in time.
+    TooSlow,
+}
+
+impl RejectedHead {
+    /// What an error of an HTTP connection says of the head; `None` where the error is about something else.
+    pub fn of(error: &hyper::Error) -> Option<Self> {
+        if error.is_parse_too_large() {
+            Some(Self::TooLarge)
+        } else if error.is_parse() {
+            Some(Self::Malformed)
+        } else {
+            error.is_timeout().then_some(Self::TooSlow)
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
+        }
+    }
 }
 
 /// What other parts of the stub count, as it is now.
@@ -50,6 +84,11 @@ struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabel {
     code: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -84,18 +123,22 @@ struct BuildLabels {
 /// A gauge that takes fractions.
 type Fraction = Gauge<f64, AtomicU64>;
 
-impl Metrics {
+impl Default for Metrics {
     /// Nothing counted yet.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             requests: Family::default(),
             refused: Family::default(),
+            rejected_heads: Family::default(),
             latency: Family::new_with_constructor(latency_histogram),
             bytes: Family::default(),
             retries: Family::default(),
+            path_changes: Family::default(),
         }
     }
+}
 
+impl Metrics {
     /// Counts an answer whose head goes to the client.
     pub fn answered(&self, facts: &RequestFacts) {
         let Some(code) = facts.code().map(|code| u32::from(code.as_u16())) else { return };
@@ -118,6 +161,16 @@ impl Metrics {
     /// The counter of a cluster's requests that were tried at another agent.
     pub fn retries(&self, cluster: &ClusterId) -> Counter {
         self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
+    }
+
+    /// Counts an agent of a cluster that is seen at another address than before.
+    pub fn path_changed(&self, cluster: &ClusterId) {
+        self.path_changes.get_or_create(&ClusterLabel { cluster: cluster.to_string() }).inc();
+    }
+
+    /// Counts a request head that never became a request.
+    pub fn head_rejected(&self, reason: RejectedHead) {
+        self.rejected_heads.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -158,6 +211,10 @@ impl Metrics {
             self.bytes.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
+        let help = "Request heads over HTTP/1.1 that never became a request: malformed, too large, too slow";
+        registry.register("rejected_heads", help, self.rejected_heads.clone());
+        let help = "Times that a connected agent was seen at another address than before";
+        registry.register("agent_path_changes", help, self.path_changes.clone());
     }
 }
 
@@ -233,15 +290,17 @@ fn verb_class(request: &RequestInfo) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
     fn status() -> StubStatus {
-        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), clusters: Vec::new() }
+        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), started_at: Timestamp::UNIX_EPOCH, clusters: Vec::new() }
     }
 
     #[test]
     fn what_is_counted_is_shown() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let bytes = metrics.bytes(&"eu".parse().unwrap());
         bytes.sent.inc_by(5);
         metrics.retries(&"eu".parse().unwrap()).inc();

@@ -3,6 +3,7 @@
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
 //! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
 
+pub mod activity;
 pub mod admin;
 pub mod audit;
 mod authenticate;
@@ -35,7 +36,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use config::{AdminConfig, AuthorizationConfig, ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
@@ -49,8 +50,8 @@ use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use front::PortTls;
-use metrics::Metrics;
 use open_requests::OpenRequests;
+use record::Watchers;
 use registry::Registry;
 use shared::Shared;
 
@@ -152,15 +153,16 @@ impl Stub {
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
-            Some(address) => Some(admin_listener(address).await?),
+            Some(address) => Some(admin_listener(address, &config.admin).await?),
             None => None,
         };
         let shared = Arc::new(Shared {
+            started_at: SystemTime::now(),
             authenticator: Authenticator::new(tokens),
             authorizer,
             policy_file,
             audit,
-            metrics: Arc::new(Metrics::new()),
+            watchers: Watchers::default(),
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
@@ -179,6 +181,11 @@ impl Stub {
     /// The address that is listened on, TCP and UDP.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.front.local_addr()
+    }
+
+    /// The admin address, where the dashboard is; `None` where none is configured.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_listener.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
@@ -208,6 +215,7 @@ impl Stub {
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
+            stopped.run_until_cancelled(shared.watchers.activity.sample(&shared.registry)),
             write_audit_log(audit_writer, &stopped),
         );
         // A socket that is left behind is replaced at the next start.
@@ -255,11 +263,11 @@ async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter
     Ok((log, Some(writer)))
 }
 
-async fn admin_listener(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let listener = admin::listen(address).await.map_err(|source| StartError::AdminAddress { address, source })?;
+async fn admin_listener(address: SocketAddr, settings: &AdminConfig) -> Result<TcpListener, StartError> {
+    let listener = admin::listen(address, settings).await.map_err(|source| StartError::AdminAddress { address, source })?;
     // Where port 0 was asked for, people have to learn which one it is.
     if let Ok(address) = listener.local_addr() {
-        tracing::info!(%address, "admin address listens");
+        tracing::info!(%address, "admin address listens, with the dashboard at http://{address}/");
     }
     Ok(listener)
 }

@@ -34,6 +34,7 @@ pub struct AgentLink {
     /// How long it may go without a report before it is late.
     patience: Duration,
     path: watch::Receiver<PathState>,
+    path_changes: AtomicU64,
     state: Mutex<LinkState>,
     traffic: Arc<Traffic>,
 }
@@ -203,6 +204,7 @@ impl AgentLink {
             connection,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
+            path_changes: AtomicU64::new(0),
             state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false }),
             traffic: Arc::default(),
         }
@@ -218,6 +220,16 @@ impl AgentLink {
     /// Notes that the agent takes no new requests.
     pub fn drain(&self) {
         self.state().draining = true;
+    }
+
+    /// Notes that the agent is seen at another address than before.
+    pub fn moved(&self) {
+        self.path_changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was.
+    pub fn path_changes(&self) -> u64 {
+        self.path_changes.load(Ordering::Relaxed)
     }
 
     /// The agent's latest report.

@@ -14,8 +14,8 @@ use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, dispatch};
 use super::front::{ClientConnection, ClientSocket};
-use super::meter::MeteredSocket;
-use super::open_requests::OpenRequest;
+use super::meter::{Meter, MeteredSocket};
+use super::open_requests::{OpenRequest, Origin};
 use super::record::{GivenAnswer, RequestRecord};
 use super::registry::OpenStream;
 use super::route::Route;
@@ -38,7 +38,7 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let version = request.version();
-    let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.metrics);
+    let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.watchers);
     let audit_id = HeaderValue::try_from(&record.facts().audit_id);
     let answer = answer(&shared, &connection, request, &mut record).await;
     let mut response = match answer {
@@ -105,8 +105,9 @@ async fn answer(
     }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
-    let open = shared.open_requests.open(attributes(&head, &route.cluster, info));
-    record.understood(open.attributes()).await?;
+    let meter = Meter::for_cluster(shared.watchers.metrics.bytes(&route.cluster));
+    let open = shared.open_requests.open(attributes(&head, &route.cluster, info), Origin::of(record.facts()), meter);
+    record.understood(&open).await?;
     authorize(&*shared.authorizer, open.attributes(), record).await?;
 
     let outgoing = Outgoing {
@@ -116,7 +117,7 @@ async fn answer(
         cluster_token: user.cluster_token,
         body,
         meter: record.facts().meter.clone(),
-        retries: shared.metrics.retries(&route.cluster),
+        retries: shared.watchers.metrics.retries(&route.cluster),
     };
     let exchange = tokio::select! {
         exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
@@ -219,6 +220,7 @@ async fn passed_on(
     on_upgrade: OnUpgrade,
 ) -> Result<Answer, Status> {
     let Exchange { head, frames, sender, upload, stream, agent } = exchange;
+    open.carried_by(&agent);
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio_util::task::TaskTracker;
 
@@ -11,8 +12,8 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
-use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
+use super::record::Watchers;
 use super::registry::Registry;
 use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
@@ -20,6 +21,8 @@ use crate::wire::ClusterId;
 /// The shared parts of a running stub.
 #[derive(Debug)]
 pub struct Shared {
+    /// Since when it runs.
+    pub started_at: SystemTime,
     /// The settings.
     pub config: StubConfig,
     /// Who users are.
@@ -30,8 +33,8 @@ pub struct Shared {
     pub policy_file: Option<Arc<PolicyFile>>,
     /// Where it is told who did what.
     pub audit: AuditLog,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
+    /// Who is told of every request.
+    pub watchers: Watchers,
     /// The requests that are open now.
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.

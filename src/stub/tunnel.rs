@@ -298,6 +298,8 @@ impl Session<'_> {
     fn path_changed(&self, before: PathState, now: PathState) {
         let AgentIdentity { cluster, agent } = &self.link.identity;
         if before.remote != now.remote {
+            self.shared.watchers.metrics.path_changed(cluster);
+            self.link.moved();
             tracing::info!(%cluster, %agent, "agent's path changed from {} to {}", before.remote, now.remote);
         }
         match (before.suspect_since, now.suspect_since) {
