@@ -88,6 +88,7 @@ impl Tunnel {
             quic: QuicSettings::default(),
             drain_timeout: Duration::ZERO,
             response_timeout: Duration::from_secs(60),
+            otlp_endpoint: None,
         })
         .unwrap();
         tokio::spawn(agent.run(shutdown.clone()));

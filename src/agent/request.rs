@@ -14,6 +14,7 @@ use super::shared::Shared;
 use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket, bearer};
 use crate::carrier::{FrameReceiver, FrameSender, ReceivedBody, RecvStream, SendStream, relay, send_body};
 use crate::kube::{RequestInfo, RequestPath, headers, impersonation, rewrite_location};
+use crate::trace::{ActiveSpan, SpanKind};
 use crate::wire::{
     AuthMode, ErrorCode, Failure, FailureReason, Frame, FrameReader, Identity, RequestHead, ResponseHead,
 };
@@ -34,7 +35,7 @@ const MAX_ATTEMPTS: usize = 3;
 pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
     let mut sender = FrameSender::new(send);
     let mut receiver = FrameReceiver::new(recv, FrameReader::for_request());
-    let head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
+    let mut head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
         Ok(Ok(Some(Frame::RequestHead(head)))) => *head,
         Ok(Err(error)) => {
             tracing::debug!("a request stream ended before its head: {error}");
@@ -43,6 +44,7 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
         Ok(Ok(_)) | Err(_) => return sender.reset(ErrorCode::ProtocolViolation),
     };
     let audit_id = head.audit_id.clone();
+    let mut span = begin_span(&shared, &mut head);
     let gone = sender.stopped();
     let answer = answer(&shared, head, receiver);
     let answer = tokio::select! {
@@ -50,6 +52,9 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
         // The client went away before the answer began: dropping the exchange cancels it at the API server.
         _ = gone => return sender.reset(ErrorCode::Cancelled),
     };
+    if let Some(span) = &mut span {
+        describe(span, &answer);
+    }
     let result = match answer {
         Ok(Answer::Plain(response)) => pass_on(response, &mut sender).await,
         Ok(Answer::Upgraded(head, upgraded)) => upgraded.run(head, sender).await,
@@ -65,6 +70,32 @@ fn reset_code(error: &crate::carrier::ReceiveError) -> ErrorCode {
     match error {
         crate::carrier::ReceiveError::Frame(error) => error.code(),
         crate::carrier::ReceiveError::Stream(_) => ErrorCode::Cancelled,
+    }
+}
+
+/// The span of a request that is made here; the API server gets it as the parent of its own.
+fn begin_span(shared: &Shared, head: &mut RequestHead) -> Option<ActiveSpan> {
+    let mut span = shared.tracer.begin(SpanKind::Client, &head.headers)?;
+    span.context().write(&mut head.headers);
+    span.set_name(head.method.to_string());
+    span.set("http.request.method", head.method.as_str());
+    span.set("qtunnel.audit_id", head.audit_id.as_str());
+    Some(span)
+}
+
+fn describe(span: &mut ActiveSpan, answer: &Result<Answer, Failure>) {
+    let code = match answer {
+        Ok(Answer::Plain(response)) => response.status(),
+        Ok(Answer::UpgradeRefused(response)) => response.status(),
+        Ok(Answer::Upgraded(head, _)) => head.status,
+        Err(failure) => {
+            span.set("error.message", failure.message.as_str());
+            return span.fail();
+        }
+    };
+    span.set("http.response.status_code", code);
+    if code.is_server_error() {
+        span.fail();
     }
 }
 

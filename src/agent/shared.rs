@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::access::AccessCache;
 use super::upstream::Upstream;
 use crate::kube::impersonation::ImpersonationPolicy;
+use crate::trace::Tracer;
 use crate::wire::AuthMode;
 
 /// The shared parts of a running agent.
@@ -21,4 +22,6 @@ pub struct Shared {
     pub access: AccessCache,
     /// How long an answer may take to begin, unless the request is long-running.
     pub response_timeout: Duration,
+    /// What tells of spans.
+    pub tracer: Tracer,
 }

@@ -15,6 +15,7 @@ use crate::carrier::{CongestionControl, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use crate::pki::{JoinToken, private_file};
+use crate::trace::OtlpEndpoint;
 use crate::wire::AuthMode;
 
 /// Runs an agent.
@@ -46,6 +47,7 @@ struct AgentFile {
     response_timeout: Option<SignedDuration>,
     idle_timeout: Option<SignedDuration>,
     congestion: Option<CongestionControl>,
+    otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// Flags and environment over the settings file.
@@ -96,6 +98,7 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
         policy,
         drain_timeout: duration(args.drain_timeout, file.drain_timeout, Duration::from_secs(30)),
         response_timeout: duration(args.response_timeout, file.response_timeout, Duration::from_secs(300)),
+        otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),
         quic: QuicSettings {
             idle_timeout: duration(args.idle_timeout, file.idle_timeout, quic.idle_timeout),
             congestion: args.congestion.or(file.congestion).unwrap_or_default(),

@@ -314,5 +314,6 @@ fn agent_config(
         quic: QuicSettings::default(),
         drain_timeout: DRAIN_TIMEOUT,
         response_timeout: RESPONSE_TIMEOUT,
+        otlp_endpoint: None,
     })
 }

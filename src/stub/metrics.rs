@@ -70,6 +70,8 @@ pub struct Counted {
     pub audit_events_dropped: u64,
     /// Times that the audit sink failed.
     pub audit_failures: u64,
+    /// Spans that were lost.
+    pub spans_dropped: u64,
     /// The rules in force, and how often the policy file was bad; `None` without a policy file.
     pub policy: Option<(usize, u64)>,
 }
@@ -224,9 +226,10 @@ fn register_counted(registry: &mut Registry, counted: Counted) {
         counter.inc_by(value);
         counter
     };
-    let Counted { audit_events_dropped, audit_failures, policy } = counted;
+    let Counted { audit_events_dropped, audit_failures, spans_dropped, policy } = counted;
     registry.register("audit_events_dropped", "Audit events that were lost", counter(audit_events_dropped));
     registry.register("audit_failures", "Times that the audit sink failed", counter(audit_failures));
+    registry.register("trace_spans_dropped", "Spans that the collector did not take", counter(spans_dropped));
     if let Some((rules, failures)) = policy {
         let gauge: Gauge = Gauge::default();
         gauge.set(i64::try_from(rules).unwrap_or(i64::MAX));
@@ -304,7 +307,7 @@ mod tests {
         let bytes = metrics.bytes(&"eu".parse().unwrap());
         bytes.sent.inc_by(5);
         metrics.retries(&"eu".parse().unwrap()).inc();
-        let counted = Counted { audit_events_dropped: 3, audit_failures: 0, policy: Some((7, 1)) };
+        let counted = Counted { audit_events_dropped: 3, policy: Some((7, 1)), ..Counted::default() };
         let text = metrics.text(&status(), counted).unwrap();
         for line in [
             "qtunnel_client_traffic_bytes_total{cluster=\"eu\",direction=\"to_client\"} 5",

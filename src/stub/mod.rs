@@ -21,6 +21,7 @@ mod registry;
 mod request;
 mod route;
 mod shared;
+mod span;
 mod tunnel;
 
 use std::io;
@@ -44,6 +45,7 @@ use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
 use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
+use crate::trace::{Exporter, Tracer};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
@@ -64,6 +66,7 @@ pub struct Stub {
     admin: UnixListener,
     tls: PortTls,
     audit_writer: Option<AuditWriter>,
+    exporter: Option<Exporter>,
     admin_listener: Option<TcpListener>,
     reload: Arc<Notify>,
 }
@@ -140,6 +143,8 @@ impl Stub {
         keys.renew_server_certificate_if_due(SystemTime::now())?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
+        let (tracer, exporter) = config.tracing.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-stub", endpoint)).unzip();
+        let tracer = tracer.unwrap_or_default();
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
         let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
@@ -162,7 +167,7 @@ impl Stub {
             authorizer,
             policy_file,
             audit,
-            watchers: Watchers::default(),
+            watchers: Watchers { tracer, ..Watchers::default() },
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
@@ -175,7 +180,7 @@ impl Stub {
             keys,
             config,
         });
-        Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
+        Ok(Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload: Arc::default() })
     }
 
     /// The address that is listened on, TCP and UDP.
@@ -196,7 +201,7 @@ impl Stub {
 
     /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
+        let Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
@@ -217,6 +222,11 @@ impl Stub {
             stopped.run_until_cancelled(revocations),
             stopped.run_until_cancelled(shared.watchers.activity.sample(&shared.registry)),
             write_audit_log(audit_writer, &stopped),
+            async {
+                if let Some(exporter) = exporter {
+                    exporter.run(stopped.clone()).await;
+                }
+            },
         );
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);

@@ -15,7 +15,9 @@ use super::authorize::{Decision, OwnedAttributes};
 use super::meter::Meter;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequest;
+use super::span;
 use crate::kube::{Status, without_secrets};
+use crate::trace::{ActiveSpan, SpanKind, Tracer};
 use crate::wire::{AgentName, ClusterId, Identity};
 
 /// The longest `User-Agent` that is kept, in characters (`maxUserAgentLength` in `apiserver/pkg/audit/request.go`).
@@ -37,6 +39,8 @@ pub struct Watchers {
     pub metrics: Arc<Metrics>,
     /// What remembers the last minutes.
     pub activity: Arc<Activity>,
+    /// What tells of spans.
+    pub tracer: Tracer,
 }
 
 /// What is known of a request.
@@ -72,6 +76,8 @@ pub struct RequestFacts {
     pub meter: Meter,
     /// How it ended.
     pub end: End,
+    /// Its span, where somebody collects spans.
+    pub span: Option<ActiveSpan>,
 }
 
 /// The head of an answer.
@@ -115,6 +121,7 @@ impl RequestRecord {
             answer: None,
             meter: Meter::default(),
             end: End::ClientGone,
+            span: watchers.tracer.begin(SpanKind::Server, request.headers()),
         };
         Self { facts, trail: Trail::default(), watchers: watchers.clone() }
     }
@@ -159,7 +166,7 @@ impl RequestRecord {
     pub fn answered(&mut self, answer: GivenAnswer, agent: Option<AgentName>) {
         self.facts.answer = Some(answer);
         self.facts.agent = agent;
-        let Watchers { metrics, activity } = &self.watchers;
+        let Watchers { metrics, activity, .. } = &self.watchers;
         metrics.answered(&self.facts);
         activity.answered(&self.facts, metrics);
         self.trail.response_started(&self.facts);
@@ -190,6 +197,7 @@ impl Drop for RequestRecord {
         self.facts.log();
         self.trail.complete(&self.facts);
         self.watchers.activity.ended(&self.facts);
+        span::describe(&mut self.facts);
     }
 }
 

@@ -103,6 +103,9 @@ async fn answer(
         true => say_that_the_body_is_empty(&mut head),
         false => check_that_a_body_is_expected(&head)?,
     }
+    if let Some(span) = &record.facts().span {
+        span.context().write(&mut head.headers);
+    }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
     let meter = Meter::for_cluster(shared.watchers.metrics.bytes(&route.cluster));

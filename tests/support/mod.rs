@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod browser;
 pub mod capture;
 pub mod conversation;
 pub mod echo;

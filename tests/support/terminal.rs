@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use super::eventually;
 
@@ -42,6 +42,11 @@ impl Terminal {
     pub fn resize(&self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.main, size).unwrap();
+    }
+
+    /// What the terminal does with what is typed.
+    pub fn modes(&self) -> LocalModes {
+        tcgetattr(&self.main).unwrap().local_modes
     }
 
     /// Types.

@@ -1,6 +1,7 @@
 //! The requests that went wrong lately.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use http::StatusCode;
 use jiff::Timestamp;
@@ -29,6 +30,8 @@ pub struct Incident {
     pub kind: IncidentKind,
     /// Who made it; empty where nobody could be recognized.
     pub user: String,
+    /// In whose name (`kubectl --as`), if in another's.
+    pub requested_user: Option<String>,
     /// Where it came from.
     pub source: String,
     /// The cluster that it names, which may not exist; empty without one.
@@ -62,6 +65,19 @@ pub enum IncidentKind {
     BrokenOff,
 }
 
+impl fmt::Display for IncidentKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::Denied => "denied",
+            Self::ForbiddenByCluster => "forbidden by cluster",
+            Self::Revoked => "revoked",
+            Self::Failed => "failed",
+            Self::BrokenOff => "broken off",
+        })
+    }
+}
+
 impl Incident {
     /// What is to be told of a request that has ended, if anything went wrong.
     pub fn of(facts: &RequestFacts) -> Option<Self> {
@@ -73,11 +89,13 @@ impl Incident {
             Some(GivenAnswer::Passed(code)) => format!("the cluster answered {code}"),
             None => String::new(),
         };
+        let requested = facts.attributes.as_ref().and_then(|attributes| attributes.requested.as_ref());
         Some(Self {
             at: Timestamp::now(),
             count: 1,
             kind,
             user: facts.user.as_ref().map(|identity| cut(&identity.user)).unwrap_or_default(),
+            requested_user: requested.map(|identity| cut(&identity.user)),
             source: facts.source.to_string(),
             cluster: facts.cluster.as_ref().map(ClusterId::to_string).unwrap_or_default(),
             target: Target::of_facts(facts),
@@ -155,6 +173,7 @@ mod tests {
             count: 1,
             kind: IncidentKind::Denied,
             user: user.to_owned(),
+            requested_user: None,
             source: "192.0.2.1".to_owned(),
             cluster: "eu".to_owned(),
             target: Target::default(),

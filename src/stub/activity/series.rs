@@ -231,7 +231,7 @@ mod tests {
             assert_eq!(series.open, [3, 3]);
             assert_eq!(series.p50_ms, [None, None]);
         }
-        assert_eq!(history.series(Some(&id("us"))).open, []);
+        assert_eq!(history.series(Some(&id("us"))).open, [0; 0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod agents;
 mod authentication;
 mod authorization;
 mod limits;
+mod tracing;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
 pub use limits::LimitsConfig;
+pub use tracing::TracingConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
@@ -48,6 +50,9 @@ pub struct StubConfig {
     /// Where programs may ask what goes on. Default: only the admin socket.
     #[serde(default)]
     pub admin: AdminConfig,
+    /// Where spans of requests go. Default: nowhere.
+    #[serde(default)]
+    pub tracing: TracingConfig,
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,

@@ -2,7 +2,7 @@
 
 import { element, setText, svg } from "./dom.js";
 
-const MARGIN = { left: 58, right: 12, top: 12, bottom: 24 };
+const MARGIN = { left: 70, right: 12, top: 12, bottom: 24 };
 const STEPS = 4;
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -110,13 +110,14 @@ export class Chart {
 
   #curve(line, y, bottom) {
     const values = this.#series[line.field].map((value, index) => [value, this.#x(index).toFixed(1)]);
-    const known = values.filter(([value]) => value !== null);
-    if (known.length === 0) return [];
-    const path = `M${known.map(([value, x]) => `${x},${y(value).toFixed(1)}`).join("L")}`;
-    const curve = svg("path", { class: `line tone-${line.tone}`, d: path });
-    if (!line.area) return [curve];
-    const area = `${path}L${known.at(-1)[1]},${bottom}L${known[0][1]},${bottom}Z`;
-    return [svg("path", { class: `area tone-${line.tone}`, d: area }), curve];
+    return stretches(values).flatMap((known) => {
+      const points = known.map(([value, x]) => `${x},${y(value).toFixed(1)}`);
+      // A stretch of one point is a dot.
+      const curve = svg("path", { class: `line tone-${line.tone}`, d: `M${points[0]}L${points.join("L")}` });
+      if (!line.area) return [curve];
+      const area = `M${known[0][1]},${bottom}L${points.join("L")}L${known.at(-1)[1]},${bottom}Z`;
+      return [svg("path", { class: `area tone-${line.tone}`, d: area }), curve];
+    });
   }
 
   // The first round number above everything that is shown.
@@ -160,6 +161,16 @@ export class Chart {
     this.#tip.classList.toggle("left", x > width / 2);
     this.#svg.setAttribute("aria-label", `${this.#title}: ${this.#tip.textContent}`);
   }
+}
+
+// Where nothing was measured, nothing is drawn.
+function stretches(values) {
+  const all = [[]];
+  for (const pair of values) {
+    if (pair[0] !== null) all.at(-1).push(pair);
+    else if (all.at(-1).length > 0) all.push([]);
+  }
+  return all.filter((stretch) => stretch.length > 0);
 }
 
 /** A small curve without axes. */

@@ -10,7 +10,7 @@ export function bytes(count) {
     value /= 1024;
     unit += 1;
   }
-  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
+  return `${unit === 0 || value >= 100 || Number.isInteger(value) ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
 /** Bytes per second. */
@@ -27,6 +27,7 @@ export function number(value) {
 /** Milliseconds; "–" for what is not known. */
 export function milliseconds(value) {
   if (value === null || value === undefined) return "–";
+  if (value === 0) return "0 ms";
   if (value >= 1000) return `${(value / 1000).toFixed(1)} s`;
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 }

@@ -3,7 +3,7 @@
 import { element, setAttribute, setText } from "./dom.js";
 
 /**
- * A table. `columns` are `{ label, text(row), value?(row), tone?(row), numeric?, strong? }`: `value` is what is sorted by.
+ * A table. `columns` are `{ label, text(row), value?(row), tone?(row), numeric?, look? }`: `value` is what is sorted by.
  * `key(row)` is what makes a row the same row later. `open(row)` is what Enter and a click do, where there is something.
  */
 export class Table {
@@ -82,7 +82,8 @@ export class Table {
 
   // Rows keep their elements, and so the focus and the reader's place, for as long as they are there.
   #place() {
-    const focused = this.#body.contains(document.activeElement) ? [...this.#body.children].indexOf(document.activeElement) : -1;
+    const focused = this.#body.contains(document.activeElement) ? document.activeElement : null;
+    const position = [...this.#body.children].indexOf(focused);
     const keep = new Set();
     let before = null;
     for (const row of this.#shown) {
@@ -101,7 +102,10 @@ export class Table {
       this.#rows.delete(key);
     }
     const rows = [...this.#body.children];
-    if (focused >= 0 && !this.#body.contains(document.activeElement)) rows[Math.min(focused, rows.length - 1)]?.focus();
+    // A row that was moved has lost the focus; of one that is gone the next one gets it.
+    if (focused !== null && document.activeElement !== focused) {
+      (focused.isConnected ? focused : rows[Math.min(position, rows.length - 1)])?.focus({ preventScroll: true });
+    }
     if (rows.length > 0 && !rows.some((row) => row.tabIndex === 0)) rows[0].tabIndex = 0;
   }
 
@@ -118,7 +122,7 @@ export class Table {
       const text = column.text(row);
       setText(span, text);
       const tone = column.tone?.(row);
-      setAttribute(span, "class", tone ? `pill ${tone}` : column.strong ? "strong" : null);
+      setAttribute(span, "class", tone ? `pill ${tone}` : column.look);
       setAttribute(span, "title", text.length > 24 ? text : null);
     });
   }

@@ -163,7 +163,7 @@ function clusterTable(options) {
   const tones = { healthy: "good", degraded: "warn", down: "bad", "no agent": "off" };
   const total = (field) => (row) => sum(row.agents.map((agent) => agent[field]));
   const columns = [
-    { label: "Cluster", text: (row) => row.id, strong: true },
+    { label: "Cluster", text: (row) => row.id, look: "strong" },
     { label: "State", text: state, tone: (row) => tones[state(row)] },
     { label: "Agents", numeric: true, value: (row) => row.agents.length, text: (row) => String(row.agents.length) },
     { label: "Open", numeric: true, value: total("openStreams"), text: (row) => format.number(total("openStreams")(row)) },
@@ -178,7 +178,7 @@ function clusterTable(options) {
 function agentTable(options) {
   const state = (row) => (row.suspectForMs === null ? row.state : `${row.state} for ${format.duration(row.suspectForMs)}`);
   const columns = [
-    { label: "Agent", text: (row) => row.name, strong: true },
+    { label: "Agent", text: (row) => row.name, look: "strong" },
     { label: "Cluster", text: (row) => row.cluster },
     { label: "State", text: state, tone: (row) => STATE_TONES[row.state] ?? "off" },
     { label: "Carrier", text: (row) => row.carrier, tone: (row) => (row.carrier === "quic" ? "plain" : "warn") },
@@ -198,7 +198,7 @@ function agentTable(options) {
 
 function requestTable(options) {
   const columns = [
-    { label: "User", text: (row) => (row.requestedUser === null ? row.user : `${row.user} as ${row.requestedUser}`), strong: true },
+    { label: "User", text: person, look: "strong" },
     { label: "Verb", text: (row) => row.verb, tone: () => "plain" },
     { label: "Resource", text: (row) => row.resource },
     { label: "Object", text: object },
@@ -218,13 +218,13 @@ function incidentTable(options) {
     { label: "What", text: (row) => KINDS[row.kind]?.[0] ?? row.kind, tone: (row) => KINDS[row.kind]?.[1] ?? "off" },
     { label: "Code", numeric: true, value: (row) => row.code, text: (row) => (row.code === 0 ? "–" : String(row.code)) },
     { label: "Times", numeric: true, value: (row) => row.count, text: (row) => format.number(row.count) },
-    { label: "User", text: (row) => row.user || "nobody known", strong: true },
+    { label: "User", text: (row) => (row.user === "" ? "nobody known" : person(row)), look: "strong" },
     { label: "Verb", text: (row) => row.verb, tone: () => "plain" },
     { label: "Resource", text: (row) => row.resource },
     { label: "Object", text: object },
     { label: "Cluster", text: (row) => row.cluster || "–" },
     { label: "From", text: (row) => row.source },
-    { label: "Why", text: (row) => row.message },
+    { label: "Why", text: (row) => row.message, look: "wide" },
   ];
   return table({ title: "Denials and errors", columns, key: (row) => row.auditId, sort: { column: 0, descending: true }, empty: "Nothing went wrong lately.", ...options }, (data) => data.incidents);
 }
@@ -232,4 +232,8 @@ function incidentTable(options) {
 function object(row) {
   if (row.namespace === "") return row.name || "–";
   return row.name === "" ? `${row.namespace}/*` : `${row.namespace}/${row.name}`;
+}
+
+function person(row) {
+  return row.requestedUser === null ? row.user : `${row.user} as ${row.requestedUser}`;
 }
