@@ -72,7 +72,7 @@ async fn pair() -> Pair {
     let address = listener.local_address().unwrap();
     let dialer = QuicDialer::new(tls.client, settings).unwrap();
     let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
-        listener.accept().await.unwrap().handshake().await.unwrap()
+        listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel()
     });
     let agent = agent.unwrap();
     agent.permit_streams(4096);
@@ -80,7 +80,7 @@ async fn pair() -> Pair {
     tokio::spawn(async move {
         while let Ok((send, recv)) = serving.accept().await {
             let sender = FrameSender::new(send);
-            let receiver = FrameReceiver::new(recv, FrameReader::for_request());
+            let receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
             tokio::spawn(serve(sender, receiver));
         }
     });

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use qtunnel::agent::{Agent, AgentConfig, CarrierSettings};
+use qtunnel::agent::{Agent, AgentConfig, CarrierSettings, ForwardPolicy};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
@@ -78,7 +78,7 @@ impl Tunnel {
 
         let token = keys.tokens().create(&id, Duration::from_secs(600), 1, now).unwrap();
         let agent = Agent::new(AgentConfig {
-            stub: stub_address.to_string().parse().unwrap(),
+            stubs: vec![stub_address.to_string().parse().unwrap()],
             token: Some(token),
             state_dir: directory.path().join("agent"),
             upstream: upstream.clone(),
@@ -87,6 +87,7 @@ impl Tunnel {
             carrier: CarrierSettings::default(),
             quic: QuicSettings::default(),
             drain_timeout: Duration::ZERO,
+            forward: ForwardPolicy::default(),
             response_timeout: Duration::from_secs(60),
             otlp_endpoint: None,
         })

@@ -1,4 +1,4 @@
-//! An agent's tie to its stub: one connection, or two while it moves from TCP to QUIC.
+//! An agent's tie to one stub: one connection, or two while it moves from TCP to QUIC.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{CarrierChoice, DialTls, Dialer};
+use super::presence::Presence;
 use super::session::{Session, SessionEnd};
+use super::target::Target;
 use super::upstream::Health;
 use super::{Agent, AgentError, is_expired, network};
 use crate::carrier::Connection;
@@ -22,12 +24,46 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 /// How long an old connection has to answer once a new one does: several heartbeats.
 const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 
-/// Connects an agent to its stub, again and again.
+/// What the links to all stubs share.
+#[derive(Debug, Clone)]
+pub struct LinkContext<'a> {
+    /// The agent.
+    pub agent: &'a Agent,
+    /// To which stubs it is connected.
+    pub presence: Presence,
+    /// When it is time to stop.
+    pub shutdown: CancellationToken,
+    credentials: Arc<AgentCredentials>,
+    /// Made once for the process, so that a stub tells a reconnect from another process.
+    instance: u64,
+    health: watch::Receiver<Health>,
+}
+
+impl<'a> LinkContext<'a> {
+    /// Connects `agent` with `credentials`, or what they are renewed to.
+    pub fn new(
+        agent: &'a Agent,
+        credentials: AgentCredentials,
+        health: watch::Receiver<Health>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let credentials = Arc::new(credentials);
+        Self { agent, presence: Presence::default(), shutdown, credentials, instance: rand::random(), health }
+    }
+
+    /// The same for one link, which `stop` ends.
+    pub fn for_link(&self, stop: CancellationToken) -> Self {
+        Self { shutdown: stop, ..self.clone() }
+    }
+}
+
+/// Connects an agent to one stub, again and again.
 #[derive(Debug)]
 pub struct Link<'a> {
     agent: &'a Agent,
+    target: Target,
+    presence: Presence,
     credentials: Arc<AgentCredentials>,
-    /// Made once for the process, so that the stub tells a reconnect from another process.
     instance: u64,
     health: watch::Receiver<Health>,
     shutdown: CancellationToken,
@@ -45,15 +81,10 @@ struct Running {
 }
 
 impl<'a> Link<'a> {
-    /// Connects `agent` with `credentials`, or what they are renewed to.
-    pub fn new(
-        agent: &'a Agent,
-        credentials: AgentCredentials,
-        health: watch::Receiver<Health>,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let (credentials, replaced) = (Arc::new(credentials), JoinSet::new());
-        Self { agent, credentials, instance: rand::random(), health, shutdown, replaced }
+    /// Connects to the stub at `target`.
+    pub fn new(target: Target, context: LinkContext<'a>) -> Self {
+        let LinkContext { agent, presence, shutdown, credentials, instance, health } = context;
+        Self { agent, target, presence, credentials, instance, health, shutdown, replaced: JoinSet::new() }
     }
 
     /// Connects once, and stays so for as long as it goes well. An agent that has to do with TCP moves to QUIC as soon as
@@ -82,7 +113,7 @@ impl<'a> Link<'a> {
                 );
                 continue;
             }
-            tracing::info!(stub = %self.agent.config.stub, "moved from TCP to QUIC; open requests end where they are");
+            tracing::info!(stub = %self.target, "moved from TCP to QUIC; open requests end where they are");
             current.replaced.cancel();
             while self.replaced.try_join_next().is_some() {}
             let mut left = std::mem::replace(&mut current, next);
@@ -119,16 +150,18 @@ impl<'a> Link<'a> {
             tcp: tcp_tunnel_client_config(&self.credentials)?,
         };
         let config = &self.agent.config;
-        Ok(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?)
+        Ok(Dialer::new(&self.target, &config.carrier, tls, &config.quic)?)
     }
 
     fn start(&self, connection: Connection, dialer: Dialer) -> Running {
         let identity = self.credentials.identity().clone();
+        let told = self.presence.beside(&self.target);
         let hello = Hello {
             cluster: identity.cluster.clone(),
             instance: self.instance,
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
             auth_mode: self.agent.config.auth_mode,
+            connected_stubs: told.clone(),
         };
         let replaced = CancellationToken::new();
         let session = Session {
@@ -144,7 +177,9 @@ impl<'a> Link<'a> {
         let (tell, welcomed) = oneshot::channel();
         let carrier = connection.carrier();
         let address = connection.remote_address();
+        let (presence, target) = (self.presence.clone(), self.target.clone());
         let on_welcome = move |welcome: &Welcome| {
+            presence.enter(&target, &told, welcome).map_err(SessionEnd::SameStub)?;
             tracing::info!(
                 stub = %welcome.stub,
                 %address,
@@ -155,6 +190,7 @@ impl<'a> Link<'a> {
             );
             // Nobody waits for it on the first connection.
             let _ = tell.send(());
+            Ok(())
         };
         let task = tokio::spawn(async move {
             let session = session.run(connection.clone(), on_welcome);

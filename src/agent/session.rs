@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::dial::DialError;
 use super::request;
 use super::shared::Shared;
+use super::target::Target;
 use super::upstream::Health;
 use crate::carrier::{Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError};
 use crate::pki::{AgentCredentials, AgentKey, AgentState};
@@ -51,6 +52,9 @@ pub enum SessionEnd {
     /// A better connection has taken the place of this one, and the last request here has ended.
     #[error("another connection has taken its place")]
     Replaced,
+    /// Another link of this agent is connected to the same stub, at the target that is given.
+    #[error("the same stub is connected as {0} already")]
+    SameStub(Target),
     /// There was no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -125,8 +129,12 @@ impl Leaving {
 }
 
 impl Session {
-    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent.
-    pub async fn run(mut self, connection: Connection, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
+    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent, and may end it.
+    pub async fn run(
+        mut self,
+        connection: Connection,
+        welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
+    ) -> SessionEnd {
         match self.serve(&connection, welcomed).await {
             Ok(leaving) => {
                 connection.close_and_drain(ErrorCode::NoError, leaving.reason(), CLOSE_TIMEOUT).await;
@@ -147,7 +155,11 @@ impl Session {
     }
 
     /// Ends well only when the agent leaves by itself.
-    async fn serve(&mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> Result<Leaving, SessionEnd> {
+    async fn serve(
+        &mut self,
+        connection: &Connection,
+        welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
+    ) -> Result<Leaving, SessionEnd> {
         let (send, recv) = connection.open().await?;
         let mut sender = FrameSender::open(send, StreamKind::Control);
         let mut receiver = FrameReceiver::new(recv, FrameReader::for_opened_control());
@@ -157,7 +169,7 @@ impl Session {
             Some(Frame::Refused(refused)) => return Err(SessionEnd::Refused(refused.reason)),
             _ => return Err(SessionEnd::ControlStreamEnded),
         };
-        welcomed(&welcome);
+        welcomed(&welcome)?;
         let streams = RequestStreams::new(connection.clone(), self.shared.clone());
         let accepting = streams.accept();
         let talking = self.talk(&mut sender, &mut receiver, &streams, welcome.report_interval);

@@ -376,7 +376,7 @@ spec:
         namespace = quoted(&args.namespace),
         replicas = args.replicas,
         image = quoted(&args.image.0),
-        stub = quoted(&args.stub),
+        stub = quoted(&args.stub.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
     )
 }
 

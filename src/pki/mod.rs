@@ -10,6 +10,7 @@ mod certificate;
 mod credentials;
 mod host_name;
 mod join_token;
+mod peer_authorities;
 mod pem;
 mod pinned_authority;
 pub mod private_file;
@@ -30,13 +31,15 @@ pub use certificate::{
 pub use credentials::{AgentCredentials, CredentialsError, ServerCredentials};
 pub use host_name::{HostName, InvalidHostName};
 pub use join_token::{InvalidJoinToken, JoinToken, RandomFailure, TokenId, TokenSecret};
+pub use peer_authorities::{PeerAuthorities, PeerRole};
 pub use pinned_authority::{FingerprintMismatch, find_pinned};
 pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
 pub use stub_dir::{StubKeys, StubKeysError};
 pub use tls::{
-    TlsError, enrollment_client_config, front_server_config, tcp_enrollment_client_config, tcp_tunnel_client_config,
-    tcp_tunnel_server_config, tunnel_client_config, tunnel_server_config,
+    ALPN_HTTP3, TlsError, enrollment_client_config, front_server_config, shared_quic_server_config,
+    tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
+    tunnel_server_config,
 };
 pub use token_store::{JoinTokenStore, RedeemError, StoreError};
 pub use user_subject::ReplaceError;

@@ -10,9 +10,11 @@ mod authenticate;
 pub mod authorize;
 mod body;
 pub mod config;
+mod dial;
 mod dispatch;
 mod enrollment;
 mod front;
+mod handle;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -38,20 +40,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{AdminConfig, AuthorizationConfig, ConfigError, StubConfig};
+pub use dial::DialError;
+pub use handle::StubHandle;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
-use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
+use crate::pki::{
+    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
+    tunnel_server_config,
+};
 use crate::trace::{Exporter, Tracer};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
-use front::PortTls;
+use front::tcp::PortTls;
 use open_requests::OpenRequests;
 use record::Watchers;
 use registry::Registry;
@@ -152,9 +159,13 @@ impl Stub {
             clients: Arc::new(front_server_config(keys.server(), user_authority)?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
-        let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
+        let peers = PeerAuthorities::new(agent_authority, user_authority)?;
+        let quic_tls = match config.http3.enabled {
+            true => shared_quic_server_config(keys.server(), &peers)?,
+            false => tunnel_server_config(keys.server(), agent_authority)?,
+        };
         let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
+        let (front, tunnel) = bind_both(config.listen, Arc::new(quic_tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
@@ -171,6 +182,8 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),
+            peers,
+            http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
                 response: config.limits.response(),
@@ -178,6 +191,7 @@ impl Stub {
             },
             tasks: TaskTracker::new(),
             keys,
+            instance: rand::random(),
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload: Arc::default() })
@@ -191,6 +205,11 @@ impl Stub {
     /// The admin address, where the dashboard is; `None` where none is configured.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_listener.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// What this program can do with the stub while it runs.
+    pub fn handle(&self) -> StubHandle {
+        StubHandle::new(self.shared.clone())
     }
 
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
@@ -209,7 +228,7 @@ impl Stub {
         let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
         let traffic = async {
             tokio::join!(
-                front::run(shared.clone(), front, tls, shutdown.clone()),
+                front::tcp::run(shared.clone(), front, tls, shutdown.clone()),
                 tunnel::run(shared.clone(), tunnel, shutdown.clone()),
             );
             stopped.cancel();

@@ -149,6 +149,13 @@ impl Registry {
         }
     }
 
+    /// Whether this process of an agent is connected.
+    pub fn has(&self, identity: &AgentIdentity, instance: u64) -> bool {
+        let clusters = self.lock();
+        let links = clusters.get(&identity.cluster).into_iter().flatten();
+        links.into_iter().any(|link| link.identity == *identity && link.hello.instance == instance)
+    }
+
     /// Every connected agent.
     pub fn all(&self) -> Vec<Arc<AgentLink>> {
         self.lock().values().flatten().cloned().collect()

@@ -4,16 +4,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use bytes::Bytes;
+use http::header::{ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, dispatch};
-use super::front::{ClientConnection, ClientSocket};
+use super::front::ClientConnection;
+use super::front::tcp::ClientSocket;
 use super::meter::{Meter, MeteredSocket};
 use super::open_requests::{OpenRequest, Origin};
 use super::record::{GivenAnswer, RequestRecord};
@@ -31,12 +33,16 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 /// How long a client may go on sending on an upgraded connection that the API server has ended.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Answers one request of a client.
-pub async fn serve(
+/// Answers one request of a client, whatever version of HTTP it came by.
+pub async fn serve<B>(
     shared: Arc<Shared>,
     connection: Arc<ClientConnection>,
-    request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, Infallible> {
+    request: Request<B>,
+) -> Result<Response<AnswerBody>, Infallible>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::fmt::Display + Send,
+{
     let version = request.version();
     let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.watchers);
     let audit_id = HeaderValue::try_from(&record.facts().audit_id);
@@ -50,7 +56,7 @@ pub async fn serve(
         Ok(Answer::Upgraded(head, upgraded)) => {
             record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
             shared.tasks.spawn(upgraded.run(record));
-            head.map(|()| AnswerBody::from(bytes::Bytes::new()))
+            head.map(|()| AnswerBody::from(Bytes::new()))
         }
         Err(status) => {
             record.answered(GivenAnswer::Own(status.clone()), None);
@@ -61,7 +67,17 @@ pub async fn serve(
     if let Ok(id) = audit_id {
         response.headers_mut().entry(AUDIT_ID).or_insert(id);
     }
+    advertise_http3(&shared, version, response.headers_mut());
     Ok(response)
+}
+
+/// Tells a client of HTTP/1.1 or HTTP/2 that there is HTTP/3 as well (RFC 7838). What an API server says about itself is not
+/// for clients of the stub.
+fn advertise_http3(shared: &Shared, version: Version, headers: &mut HeaderMap) {
+    headers.remove(ALT_SVC);
+    if let Some(alternative) = shared.http3_alternative.as_ref().filter(|_| version < Version::HTTP_3) {
+        headers.insert(ALT_SVC, alternative.clone());
+    }
 }
 
 /// What a request is answered with.
@@ -78,18 +94,24 @@ struct AnswerRest {
     agent: AgentName,
 }
 
-async fn answer(
+async fn answer<B>(
     shared: &Shared,
     connection: &ClientConnection,
-    mut request: Request<Incoming>,
+    mut request: Request<B>,
     record: &mut RequestRecord,
-) -> Result<Answer, Status> {
+) -> Result<Answer, Status>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::fmt::Display + Send,
+{
     record.audit(shared.audit.begin().await?);
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
     let user = shared.authenticator.authenticate(connection, &mut parts.headers)?;
     record.set_user(&user.identity);
+    // Set already by an earlier request on the same connection.
+    let _ = connection.authenticated.set(());
 
     let route = Route::of(&parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
     record.set_target(&route.cluster, route.target.as_str());
@@ -268,10 +290,10 @@ fn has_body(method: &Method, status: StatusCode) -> bool {
     *method != Method::HEAD && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
 }
 
-/// The stub's own words. HTTP/2 knows no `Connection` (RFC 9113, section 8.2.2).
+/// The stub's own words. HTTP/2 and HTTP/3 know no `Connection` (RFC 9113, section 8.2.2; RFC 9114, section 4.2).
 fn own_answer(status: Status, version: Version) -> Response<AnswerBody> {
     let mut response = status.into_response().map(AnswerBody::from);
-    if version == Version::HTTP_2 {
+    if version >= Version::HTTP_2 {
         response.headers_mut().remove(http::header::CONNECTION);
     }
     response

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use http::HeaderValue;
 use tokio_util::task::TaskTracker;
 
 use super::audit::AuditLog;
@@ -15,7 +16,7 @@ use super::dispatch::Patience;
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
 use super::registry::Registry;
-use crate::pki::{FileError, StubKeys, private_file};
+use crate::pki::{FileError, PeerAuthorities, StubKeys, private_file};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -25,6 +26,8 @@ pub struct Shared {
     pub started_at: SystemTime,
     /// The settings.
     pub config: StubConfig,
+    /// Made when the process starts: by it agents know whether two addresses lead here.
+    pub instance: u64,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.
@@ -39,6 +42,10 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// Who vouches for the peers of the QUIC port.
+    pub peers: PeerAuthorities,
+    /// What HTTP/3 is advertised with (`Alt-Svc`), if it is.
+    pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.

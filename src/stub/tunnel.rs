@@ -11,13 +11,14 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
+use super::front::http3;
 use super::registry::AgentLink;
 use super::shared::Shared;
 use crate::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, PathState, QuicListener, ReceiveError,
     SendError, accepted_over_tcp,
 };
-use crate::pki::{AgentIdentity, Validity};
+use crate::pki::{ALPN_HTTP3, AgentIdentity, PeerRole, Validity};
 use crate::wire::{
     ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier, Certificate, Drain, ErrorCode, Frame,
     FrameReader, Hello, Refused, Renew, Welcome, WireError,
@@ -72,6 +73,8 @@ enum Refusal {
     Silent,
     #[error("no certificate was presented; an agent without one has to enrol with a join token")]
     NoCertificate,
+    #[error("the agents' authority does not vouch for the certificate: {0}")]
+    NotVouchedFor(rustls::Error),
     #[error("the certificate is not an agent's: {0}")]
     Certificate(#[from] crate::pki::CertificateError),
     #[error("the certificate of {0} has expired")]
@@ -92,9 +95,11 @@ impl Refusal {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Silent => ErrorCode::HandshakeTimeout,
-            Self::NoCertificate | Self::Certificate(_) | Self::Expired(_) | Self::OtherCluster { .. } => {
-                ErrorCode::IdentityRejected
-            }
+            Self::NoCertificate
+            | Self::NotVouchedFor(_)
+            | Self::Certificate(_)
+            | Self::Expired(_)
+            | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
             Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
@@ -104,10 +109,28 @@ impl Refusal {
 }
 
 /// One connection over QUIC, from its handshake to its end.
-async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn accept(
+    shared: &Arc<Shared>,
+    incoming: IncomingConnection,
+    shutdown: CancellationToken,
+) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
-    established(shared, connection, shutdown).await
+    if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
+        // A stop waits for the requests of clients.
+        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), shutdown)).await;
+        return Ok(());
+    }
+    let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
+    let connection = connection.into_tunnel();
+    match vouched_for {
+        Ok(()) => established(shared, connection, shutdown).await,
+        Err(error) => {
+            let refusal = Refusal::NotVouchedFor(error);
+            connection.close(refusal.code(), &refusal.to_string());
+            Err(refusal)
+        }
+    }
 }
 
 /// What follows the handshake, whatever carries the connection.
@@ -174,6 +197,11 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    // The agent has come here by another address of this stub without knowing, and is better served by what it has.
+    if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
+        let welcome = Frame::Welcome(welcome(shared, report_interval));
+        return last_word(connection, &mut sender, welcome, patience).await;
+    }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     connection.trust();
@@ -189,7 +217,12 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
-    Welcome { stub: shared.config.name.clone(), report_interval, other_stubs: Vec::new() }
+    Welcome {
+        stub: shared.config.name.clone(),
+        report_interval,
+        other_stubs: shared.config.peers.clone(),
+        instance: Some(shared.instance),
+    }
 }
 
 fn log_connected(link: &AgentLink) {

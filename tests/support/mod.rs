@@ -11,6 +11,7 @@ pub mod conversation;
 pub mod echo;
 pub mod http;
 pub mod http1;
+pub mod http3;
 pub mod kubectl;
 pub mod namespace;
 pub mod process;

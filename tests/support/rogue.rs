@@ -116,6 +116,7 @@ pub fn hello(credentials: &AgentCredentials) -> Vec<u8> {
         instance: 1,
         software: "rogue".to_owned(),
         auth_mode: AuthMode::Impersonate,
+        connected_stubs: Vec::new(),
     };
     [varints(&[StreamKind::Control as u64]), frames(&[Frame::Hello(hello)])].concat()
 }
@@ -181,7 +182,7 @@ impl RogueStub {
     /// The next agent that says hello. It is not welcomed yet.
     pub async fn catch(&self) -> CaughtAgent {
         let incoming = within("an agent dials", self.listener.accept()).await.expect("it listens");
-        let connection = within("a handshake", incoming.handshake()).await.expect("a connection");
+        let connection = within("a handshake", incoming.handshake()).await.expect("a connection").into_tunnel();
         let (control, recv) = within("a control stream", connection.accept()).await.expect("a stream");
         let mut control_frames = FrameReceiver::new(recv, FrameReader::for_accepted_control());
         let hello = within("a hello", control_frames.next_frame()).await.expect("a frame");
@@ -199,5 +200,10 @@ impl RogueStub {
 
 /// A good welcome.
 pub fn welcome() -> Welcome {
-    Welcome { stub: "rogue".to_owned(), report_interval: Duration::from_millis(200), other_stubs: Vec::new() }
+    Welcome {
+        stub: "rogue".to_owned(),
+        report_interval: Duration::from_millis(200),
+        other_stubs: Vec::new(),
+        instance: None,
+    }
 }

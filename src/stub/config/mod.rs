@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod authentication;
 mod authorization;
+mod http3;
 mod limits;
 mod tracing;
 
@@ -16,11 +17,12 @@ pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
+pub use http3::Http3Config;
 pub use limits::LimitsConfig;
 pub use tracing::TracingConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
-use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
+use crate::wire::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,6 +35,10 @@ pub struct StubConfig {
     pub listen: SocketAddr,
     /// What users and agents dial (`host:port`), for kubeconfig files and join instructions.
     pub public_address: String,
+    /// Other stubs with the same keys (`host:port`, as agents dial them), at most 64. Agents that connect here connect to them
+    /// too. This stub may be among them, so that all can have the same list. Default: none.
+    #[serde(default)]
+    pub peers: Vec<String>,
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,
@@ -56,6 +62,9 @@ pub struct StubConfig {
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,
+    /// HTTP/3 for clients.
+    #[serde(default)]
+    pub http3: Http3Config,
     /// Bounds for clients.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -122,6 +131,12 @@ impl StubConfig {
         if let Some((key, _)) = positive.iter().find(|(_, value)| !value.is_positive()) {
             return Err(format!("{key} has to be longer than nothing"));
         }
+        if self.peers.len() > MAX_LIST_ENTRIES {
+            return Err(format!("peers has {} entries, and can have {MAX_LIST_ENTRIES}", self.peers.len()));
+        }
+        if let Some(peer) = self.peers.iter().find(|peer| !is_host_and_port(peer)) {
+            return Err(format!("peers has {peer:?}, and has to have host:port"));
+        }
         let interval = self.agents.report_interval;
         let allowed = MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL;
         match interval.is_positive() && allowed.contains(&interval.unsigned_abs()) {
@@ -134,6 +149,10 @@ impl StubConfig {
     pub fn admin_socket(&self) -> PathBuf {
         self.state_dir.join("admin.sock")
     }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn default_name() -> String {

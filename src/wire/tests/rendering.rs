@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::wire::{AuthMode, Frame, Identity, Record, RequestHead, Welcome};
+use crate::wire::{AuthMode, Frame, Hello, Identity, Record, RequestHead, Welcome};
 
 /// One frame as one line.
 pub fn render(frame: &Frame) -> String {
@@ -22,12 +22,13 @@ pub fn render(frame: &Frame) -> String {
             .value("reason", failure.reason.name())
             .value("dispatched", yes_or_no(failure.dispatched))
             .text("message", &failure.message),
-        Frame::Hello(hello) => line
-            .word("HELLO")
-            .text("cluster", hello.cluster.as_str())
-            .value("instance", format_args!("{:016x}", hello.instance))
-            .text("software", &hello.software)
-            .value("auth-mode", auth_mode(hello.auth_mode)),
+        Frame::Dial(dial) => line
+            .word("DIAL")
+            .text("network", dial.network.as_str())
+            .text("address", &dial.address.to_string())
+            .text("audit-id", &dial.audit_id),
+        Frame::Dialed(_) => line.word("DIALED"),
+        Frame::Hello(hello) => line.hello(hello),
         Frame::Welcome(welcome) => line.welcome(welcome),
         Frame::Refused(refused) => line.word("REFUSED").text("reason", &refused.reason),
         Frame::Report(report) => line
@@ -139,12 +140,27 @@ impl Line {
         self
     }
 
+    fn hello(&mut self, hello: &Hello) -> &mut Self {
+        self.word("HELLO")
+            .text("cluster", hello.cluster.as_str())
+            .value("instance", format_args!("{:016x}", hello.instance))
+            .text("software", &hello.software)
+            .value("auth-mode", auth_mode(hello.auth_mode));
+        for instance in &hello.connected_stubs {
+            self.value("connected-stub", format_args!("{instance:016x}"));
+        }
+        self
+    }
+
     fn welcome(&mut self, welcome: &Welcome) -> &mut Self {
         self.word("WELCOME")
             .text("stub", &welcome.stub)
             .value("report-interval-ms", whole(welcome.report_interval, Duration::from_millis(1)));
         for address in &welcome.other_stubs {
             self.text("other-stub", address);
+        }
+        if let Some(instance) = welcome.instance {
+            self.value("instance", format!("{instance:016x}"));
         }
         self
     }

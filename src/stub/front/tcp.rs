@@ -1,4 +1,4 @@
-//! Where clients come in: HTTPS with HTTP/1.1 and HTTP/2 on one TCP port, which agents that cannot use UDP share.
+//! The TCP port: HTTPS with HTTP/1.1 and HTTP/2, and agents that cannot use UDP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,35 +21,14 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{Metrics, RejectedHead};
-use super::request;
-use super::shared::Shared;
-use super::tunnel;
+use super::ClientConnection;
 use crate::carrier::Disconnect;
-use crate::pki::Validity;
-use crate::pki::{CertificateError, user_identity};
+use crate::pki::CertificateError;
+use crate::stub::metrics::{Metrics, RejectedHead};
+use crate::stub::shared::Shared;
+use crate::stub::{request, tunnel};
 use crate::wire::limits::MAX_HEAD_LENGTH;
-use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP, Identity};
-
-/// What is known of the connection that requests come over.
-#[derive(Debug)]
-pub struct ClientConnection {
-    /// The client's address.
-    pub address: SocketAddr,
-    /// The host name the client asked TLS for (SNI).
-    pub server_name: Option<String>,
-    /// The client's certificate, if it presented one; TLS has verified it.
-    pub certificate: Option<ClientCertificate>,
-}
-
-/// A client's certificate, parsed once.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    /// Who it names.
-    pub identity: Identity,
-    /// When it is valid.
-    pub validity: Validity,
-}
+use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP};
 
 /// The socket of a client or an agent.
 type Socket = TlsStream<TcpStream>;
@@ -159,7 +138,7 @@ async fn serve_client(
     address: SocketAddr,
     shutdown: CancellationToken,
 ) -> Result<(), ConnectionError> {
-    let connection = Arc::new(ClientConnection::of(&socket, address)?);
+    let connection = Arc::new(client_connection(&socket, address)?);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
     let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
@@ -197,17 +176,9 @@ async fn serve_client(
     }
 }
 
-impl ClientConnection {
-    fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
-        let (_, tls) = socket.get_ref();
-        let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
-            Some(certificate) => {
-                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
-            }
-            None => None,
-        };
-        Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })
-    }
+fn client_connection(socket: &Socket, address: SocketAddr) -> Result<ClientConnection, CertificateError> {
+    let (_, tls) = socket.get_ref();
+    ClientConnection::new(address, tls.server_name().map(str::to_owned), tls.peer_certificates().unwrap_or_default())
 }
 
 /// The socket of a client whose connection has been upgraded, with what had been read of it already.
@@ -230,8 +201,7 @@ impl ClientSocket {
 impl Disconnect for ClientSocket {
     /// RST and no close_notify: kubectl over SPDY takes any clean end for success.
     fn disconnect(&mut self) {
-        // Without it the client sees a TCP FIN without close_notify, which TLS clients report too, if less clearly.
-        let _ = socket2::SockRef::from(self.socket.get_ref().0).set_linger(Some(Duration::ZERO));
+        self.socket.get_mut().0.disconnect();
     }
 }
 
