@@ -32,10 +32,12 @@ async fn an_agent_and_a_live_request_are_shown_until_q() {
     let (mut top, mut terminal) = start(&tunnel);
     terminal.wait_for(TAKE_SCREEN);
     terminal.type_keys("2");
-    terminal.wait_for(&agent);
+    terminal.wait_for_on_screen(&agent);
     terminal.type_keys("3");
-    terminal.wait_for("alice");
-    terminal.wait_for("demo/*");
+    terminal.wait_for_on_screen("alice");
+    terminal.wait_for_on_screen("demo/*");
+    drop((watch, client));
+    terminal.wait_for_on_screen("nothing here");
     terminal.type_keys("q");
     assert!(top.wait().success());
     terminal.wait_for(GIVE_BACK_SCREEN);

@@ -33,7 +33,7 @@ fn heading(app: &App) -> Line<'static> {
         " qtunnel top ".bold().reversed().cyan(),
         format!(" {}", status.stub).bold(),
         format!(
-            "  {} clusters, {agents} agents, {} open requests  up {up}",
+            "  clusters {}  agents {agents}  open requests {}  up {up}",
             status.clusters.len(),
             app.snapshot.requests.total
         )
@@ -192,7 +192,7 @@ mod tests {
     fn clusters_and_agents_are_shown() {
         let mut app = App::new(snapshot());
         let screen = screen_of(&mut app, 140, 20);
-        assert!(screen[0].contains("s1") && screen[0].contains("2 clusters, 2 agents, 2 open requests"), "{}", screen[0]);
+        assert!(screen[0].contains("s1") && screen[0].contains("clusters 2  agents 2  open requests 2"), "{}", screen[0]);
         assert!(line_with(&screen, "requests/s").contains("requests/s 3.5"));
         assert!(line_with(&screen, "eu ").contains("degraded"));
         assert!(line_with(&screen, "us ").contains("no agent"));
