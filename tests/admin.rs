@@ -144,9 +144,11 @@ async fn get_as(address: &str, host: &str, path: &str) -> (u16, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_page_cannot_ask_by_a_name_of_its_own() {
-    let options = StubOptions::default()
-        .set("admin", "listen", "127.0.0.1:0")
-        .set("admin", "hosts", vec!["stub.internal".to_owned()]);
+    let options = StubOptions::default().set("admin", "listen", "127.0.0.1:0").set(
+        "admin",
+        "hosts",
+        vec!["stub.internal".to_owned()],
+    );
     let mut tunnel = Tunnel::start_with(options, AgentOptions::default());
     let address = tunnel.stub.process.wait_for_log("admin address listens")["address"].as_str().unwrap().to_owned();
     for path in ["/", "/metrics", "/api/v1/requests"] {
@@ -166,8 +168,7 @@ async fn other_hosts_get_metrics_and_no_users() {
         return;
     };
     for (open, code) in [(false, 403), (true, 200)] {
-        let options =
-            StubOptions::default().set("admin", "listen", "0.0.0.0:0").set("admin", "remote_dashboard", open);
+        let options = StubOptions::default().set("admin", "listen", "0.0.0.0:0").set("admin", "remote_dashboard", open);
         let mut tunnel = Tunnel::start_with(options, AgentOptions::default());
         let line = tunnel.stub.process.wait_for_log("admin address listens");
         let port = line["address"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();

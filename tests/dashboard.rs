@@ -37,7 +37,9 @@ impl Scene {
     /// Waits until some row has these words, or none has.
     async fn wait_for_row(&mut self, words: &[&str], there: bool) {
         let words = Value::from(words);
-        let row = format!("[...document.querySelectorAll('tbody tr')].some(row => {words}.every(word => row.textContent.includes(word)))");
+        let row = format!(
+            "[...document.querySelectorAll('tbody tr')].some(row => {words}.every(word => row.textContent.includes(word)))"
+        );
         self.browser.wait_until("a row", &format!("{row} === {there}")).await;
     }
 
@@ -158,7 +160,8 @@ async fn a_curve_is_there_for_a_page_that_is_opened_later() {
         assert_eq!(access.get("/api/v1/namespaces/demo/pods").await.status, 200);
     }
     let series = format!("fetch('/api/v1/series?cluster={CLUSTER}').then(answer => answer.json())");
-    let counted = format!("{series}.then(series => series.requests.some(rate => rate > 0) && series.p99Ms.some(Boolean))");
+    let counted =
+        format!("{series}.then(series => series.requests.some(rate => rate > 0) && series.p99Ms.some(Boolean))");
     scene.browser.wait_until("a sample of it", &counted).await;
     scene.open(&format!("clusters/{CLUSTER}")).await;
     scene.browser.wait_until("curves", "document.querySelectorAll('.chart path.line').length >= 4").await;

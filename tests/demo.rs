@@ -117,7 +117,9 @@ async fn every_check_of_the_sample_cluster_passes_and_a_signal_leaves_nothing_be
     let dashboard = output.split("Watch it in a browser: http://").nth(1).and_then(|rest| rest.lines().next()).unwrap();
     let dashboard = dashboard.trim_end_matches('/');
     let mut page = TcpStream::connect(dashboard).await.unwrap();
-    page.write_all(format!("GET / HTTP/1.1\r\nHost: {dashboard}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    page.write_all(format!("GET / HTTP/1.1\r\nHost: {dashboard}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut text = String::new();
     timeout(DEADLINE, page.read_to_string(&mut text)).await.expect("a page in time").unwrap();
     assert!(text.contains("<title>qtunnel</title>"), "{text}");

@@ -59,12 +59,7 @@ impl Drop for Screen {
     }
 }
 
-async fn show(
-    mut screen: Screen,
-    mut app: App,
-    client: AdminClient,
-    stop: &CancellationToken,
-) -> std::io::Result<()> {
+async fn show(mut screen: Screen, mut app: App, client: AdminClient, stop: &CancellationToken) -> std::io::Result<()> {
     let (news, mut latest) = watch::channel(None);
     let asking = tokio::spawn(ask(client, news));
     let mut keys = keyboard(stop.clone());

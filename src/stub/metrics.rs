@@ -298,7 +298,12 @@ mod tests {
     use super::*;
 
     fn status() -> StubStatus {
-        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), started_at: Timestamp::UNIX_EPOCH, clusters: Vec::new() }
+        StubStatus {
+            stub: "s".to_owned(),
+            version: "1.2.3".to_owned(),
+            started_at: Timestamp::UNIX_EPOCH,
+            clusters: Vec::new(),
+        }
     }
 
     #[test]

@@ -150,7 +150,8 @@ impl Stub {
         keys.renew_server_certificate_if_due(SystemTime::now())?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
-        let (tracer, exporter) = config.tracing.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-stub", endpoint)).unzip();
+        let (tracer, exporter) =
+            config.tracing.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-stub", endpoint)).unzip();
         let tracer = tracer.unwrap_or_default();
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
         let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
@@ -293,7 +294,8 @@ async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter
 }
 
 async fn admin_listener(address: SocketAddr, settings: &AdminConfig) -> Result<TcpListener, StartError> {
-    let listener = admin::listen(address, settings).await.map_err(|source| StartError::AdminAddress { address, source })?;
+    let listener =
+        admin::listen(address, settings).await.map_err(|source| StartError::AdminAddress { address, source })?;
     // Where port 0 was asked for, people have to learn which one it is.
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "admin address listens, with the dashboard at http://{address}/");

@@ -31,9 +31,12 @@ pub fn describe(facts: &mut RequestFacts) {
         span.set("qtunnel.agent", agent.as_str());
     }
     if is_resource {
-        for (key, value) in
-            [("k8s.verb", verb), ("k8s.resource", resource), ("k8s.namespace.name", namespace), ("k8s.object.name", name)]
-        {
+        for (key, value) in [
+            ("k8s.verb", verb),
+            ("k8s.resource", resource),
+            ("k8s.namespace.name", namespace),
+            ("k8s.object.name", name),
+        ] {
             span.set(key, value);
         }
     }

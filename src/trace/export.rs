@@ -40,7 +40,9 @@ pub struct OtlpEndpoint {
 
 /// An endpoint that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no endpoint for traces: it has to be http://HOST:PORT, of a collector that takes OTLP over HTTP (port 4318)")]
+#[error(
+    "{0:?} is no endpoint for traces: it has to be http://HOST:PORT, of a collector that takes OTLP over HTTP (port 4318)"
+)]
 pub struct InvalidEndpoint(String);
 
 impl FromStr for OtlpEndpoint {
@@ -106,7 +108,9 @@ impl Exporter {
         loop {
             let more = stop.run_until_cancelled(self.spans.recv_many(&mut batch, BATCH)).await;
             if more.is_some() && stop.run_until_cancelled(sleep(GATHER)).await.is_some() {
-                while batch.len() < BATCH && let Ok(span) = self.spans.try_recv() {
+                while batch.len() < BATCH
+                    && let Ok(span) = self.spans.try_recv()
+                {
                     batch.push(span);
                 }
                 self.send(&mut batch).await;

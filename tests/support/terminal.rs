@@ -63,7 +63,9 @@ impl Terminal {
 
     /// Waits until `text` stands on the screen of a program that draws one.
     pub fn wait_for_on_screen(&self, text: &str) {
-        eventually(&format!("{text:?} on the screen:\n{}", self.screen()), || self.screen().contains(text).then_some(()));
+        eventually(&format!("{text:?} on the screen:\n{}", self.screen()), || {
+            self.screen().contains(text).then_some(())
+        });
     }
 
     /// The screen as it stands after everything that has been shown: of its control sequences (ECMA-48) only those that

@@ -158,10 +158,9 @@ impl View {
         let clusters = &status.clusters;
         match self {
             Self::Clusters => clusters.iter().map(cluster).collect(),
-            Self::Agents => clusters
-                .iter()
-                .flat_map(|cluster| cluster.agents.iter().map(|each| agent(&cluster.id, each)))
-                .collect(),
+            Self::Agents => {
+                clusters.iter().flat_map(|cluster| cluster.agents.iter().map(|each| agent(&cluster.id, each))).collect()
+            }
             Self::Requests => requests.requests.iter().map(request).collect(),
             Self::Incidents => incidents.iter().map(incident).collect(),
         }
@@ -244,7 +243,10 @@ fn agent(cluster: &str, agent: &AgentStatus) -> Row {
         agent.carrier.as_str().into(),
         agent.address.as_str().into(),
         Cell::of(agent.rtt_ms, milliseconds),
-        Cell::of(agent.loss.unwrap_or(-1.0), |loss| if loss < 0.0 { "-".to_owned() } else { format!("{:.1}%", loss * 100.0) }),
+        Cell::of(
+            agent.loss.unwrap_or(-1.0),
+            |loss| if loss < 0.0 { "-".to_owned() } else { format!("{:.1}%", loss * 100.0) },
+        ),
         Cell::count(agent.open_streams as u64),
         Cell::count(agent.requests),
         Cell::of(carried(agent) as f64, bytes),

@@ -14,7 +14,13 @@ use crate::stub::activity::Series;
 
 /// Draws all of it. Control characters in what came from the network are left out by ratatui.
 pub fn draw(frame: &mut Frame<'_>, app: &mut App) {
-    let rows = [Constraint::Length(1), Constraint::Length(4), Constraint::Length(1), Constraint::Min(1), Constraint::Length(1)];
+    let rows = [
+        Constraint::Length(1),
+        Constraint::Length(4),
+        Constraint::Length(1),
+        Constraint::Min(1),
+        Constraint::Length(1),
+    ];
     let [title, curves, tabs, table, foot] = Layout::vertical(rows).areas(frame.area());
     frame.render_widget(heading(app), title);
     draw_curves(frame, curves, &app.snapshot.series);
@@ -156,7 +162,8 @@ mod tests {
                 { "id": "us", "agents": [] },
             ],
         });
-        let requests = json!({ "total": 2, "requests": [request(1, "alice", 5000.0), request(2, "\u{1b}[31mbob", 9000.0)] });
+        let requests =
+            json!({ "total": 2, "requests": [request(1, "alice", 5000.0), request(2, "\u{1b}[31mbob", 9000.0)] });
         Snapshot {
             status: serde_json::from_value(status).unwrap(),
             requests: serde_json::from_value(requests).unwrap(),
@@ -192,7 +199,11 @@ mod tests {
     fn clusters_and_agents_are_shown() {
         let mut app = App::new(snapshot());
         let screen = screen_of(&mut app, 140, 20);
-        assert!(screen[0].contains("s1") && screen[0].contains("clusters 2  agents 2  open requests 2"), "{}", screen[0]);
+        assert!(
+            screen[0].contains("s1") && screen[0].contains("clusters 2  agents 2  open requests 2"),
+            "{}",
+            screen[0]
+        );
         assert!(line_with(&screen, "requests/s").contains("requests/s 3.5"));
         assert!(line_with(&screen, "eu ").contains("degraded"));
         assert!(line_with(&screen, "us ").contains("no agent"));

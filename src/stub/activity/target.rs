@@ -25,7 +25,8 @@ pub struct Target {
 impl Target {
     /// What `request` is about.
     pub fn of(request: &RequestInfo) -> Self {
-        let resource = if request.is_resource_request { request.resource_and_subresource() } else { request.path.clone() };
+        let resource =
+            if request.is_resource_request { request.resource_and_subresource() } else { request.path.clone() };
         Self {
             verb: cut(&request.verb),
             resource: cut(&resource),

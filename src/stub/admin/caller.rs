@@ -32,7 +32,8 @@ impl Caller {
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
         let Some(name) = host.to_str().ok().and_then(without_port) else { return false };
-        is_address(name) || names.iter().map(String::as_str).chain(["localhost"]).any(|own| own.eq_ignore_ascii_case(name))
+        is_address(name)
+            || names.iter().map(String::as_str).chain(["localhost"]).any(|own| own.eq_ignore_ascii_case(name))
     }
 }
 
@@ -62,10 +63,13 @@ mod tests {
 
     #[test]
     fn a_name_that_a_web_page_could_have_is_refused() {
-        for host in ["localhost", "LOCALHOST:9443", "127.0.0.1:9443", "10.0.0.1", "[::1]:9443", "[::1]", "stub.internal"] {
+        for host in
+            ["localhost", "LOCALHOST:9443", "127.0.0.1:9443", "10.0.0.1", "[::1]:9443", "[::1]", "stub.internal"]
+        {
             assert!(accepted(host), "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example:9443", "127.0.0.1.evil.example", "", "[", "[evil]", "[::1"] {
+        for host in ["evil.example", "localhost.evil.example:9443", "127.0.0.1.evil.example", "", "[", "[evil]", "[::1"]
+        {
             assert!(!accepted(host), "{host}");
         }
     }

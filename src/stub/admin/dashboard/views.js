@@ -189,7 +189,7 @@ function agentTable(options) {
     { label: "Requests/s", numeric: true, value: (row) => row.requestRate, text: (row) => format.number(row.requestRate) },
     { label: "Throughput", numeric: true, value: (row) => row.byteRate, text: (row) => format.throughput(row.byteRate) },
     { label: "API server", text: (row) => row.upstreamError || format.milliseconds(row.upstreamLatencyMs) },
-    { label: "Moves", numeric: true, value: (row) => row.pathChanges, text: (row) => format.number(row.pathChanges) },
+    { label: "Path changes", numeric: true, value: (row) => row.pathChanges, text: (row) => format.number(row.pathChanges) },
     { label: "Version", text: (row) => row.software },
     { label: "Connected", numeric: true, value: (row) => Date.now() - new Date(row.connectedSince), text: (row) => format.since(row.connectedSince) },
   ];
