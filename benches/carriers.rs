@@ -15,7 +15,9 @@ use http_body_util::{BodyExt, StreamBody};
 use qtunnel::carrier::{
     Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, send_body,
 };
-use qtunnel::pki::{AgentKey, AgentState, HostName, StubKeys, tunnel_client_config, tunnel_server_config};
+use qtunnel::pki::{
+    AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tunnel_client_config, tunnel_server_config,
+};
 use qtunnel::wire::{ErrorCode, Frame, FrameReader, Identity, RequestHead, ResponseHead, StreamKind};
 use tokio::runtime::Runtime;
 
@@ -50,7 +52,8 @@ fn tls() -> Tls {
     let directory = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let loopback = HostName::Ip("127.0.0.1".parse().unwrap());
-    let keys = StubKeys::create(&directory.path().join("stub"), &[loopback], None, now).unwrap();
+    let keys = StubKeys::create(Arc::new(DirectoryStore::new(&directory.path().join("stub"))), &[loopback], None, now)
+        .unwrap();
     let key = AgentKey::generate().unwrap();
     let identity = "qtunnel://bench/agent/bench".parse().unwrap();
     let request = key.signing_request().unwrap();

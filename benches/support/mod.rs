@@ -17,7 +17,7 @@ use qtunnel::agent::{Agent, AgentConfig, CarrierSettings, ForwardPolicy};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
-use qtunnel::pki::{HostName, StubKeys};
+use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::admin::AdminClient;
 use qtunnel::stub::{KnownClusters, Stub, StubConfig};
 use qtunnel::wire::{AuthMode, ClusterId};
@@ -61,9 +61,11 @@ impl Tunnel {
         let directory = tempfile::tempdir().unwrap();
         let stub_dir = directory.path().join("stub");
         let now = SystemTime::now();
-        let keys = StubKeys::create(&stub_dir, &[HostName::Ip(loopback.ip())], None, now).unwrap();
+        let keys =
+            StubKeys::create(Arc::new(DirectoryStore::new(&stub_dir)), &[HostName::Ip(loopback.ip())], None, now)
+                .unwrap();
         let id: ClusterId = "bench".parse().unwrap();
-        KnownClusters::new(&stub_dir).add(&id).unwrap();
+        KnownClusters::new(keys.store().clone()).add(&id).unwrap();
         let settings = stub_dir.join("stub.toml");
         std::fs::write(
             &settings,

@@ -145,7 +145,7 @@ impl Agent {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), AgentError> {
         let stopped = CancellationToken::new();
         let exporting = self.exporter.take().map(|exporter| tokio::spawn(exporter.run(stopped.clone())));
-        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None });
+        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None, uid: None });
         let checks = tokio::spawn(watch_health(self.shared.upstream.clone(), health));
         let result = shutdown.run_until_cancelled(self.joined()).await;
         let result = match result {

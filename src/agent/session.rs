@@ -39,6 +39,8 @@ pub struct Session {
     /// When a better connection has taken this one's place: no more requests come here, and those that are here end when
     /// they end.
     pub replaced: CancellationToken,
+    /// Cancelled when the stub says that it is about to stop.
+    pub told_to_leave: CancellationToken,
     /// How long requests may take to end at a stop.
     pub drain_timeout: Duration,
 }
@@ -213,7 +215,10 @@ impl Session {
                             renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                         }
                         Some(Frame::Refused(refused)) => renewal.refused(&refused),
-                        Some(Frame::Drain(drain)) => tracing::info!("the stub is about to stop: {}", drain.reason),
+                        Some(Frame::Drain(drain)) => {
+                            tracing::info!("the stub is about to stop: {}", drain.reason);
+                            self.told_to_leave.cancel();
+                        }
                         Some(_) => {}
                         None => return Err(SessionEnd::ControlStreamEnded),
                     }
@@ -222,7 +227,7 @@ impl Session {
             }
             report_at = Instant::now() + report_interval;
             let report = report(&self.health.borrow_and_update(), streams.open());
-            reported = Some(report.upstream_error.clone());
+            reported = Some((report.upstream_error.clone(), report.api_server.clone()));
             sender.send(&Frame::Report(report)).await?;
         }
     }
@@ -258,9 +263,12 @@ impl Session {
     }
 }
 
-/// Waits until the API server is worse or better than the last report said. Its latency alone is no news.
-async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<String>) {
-    let news = |health: &Health| Some(health.error.as_deref().unwrap_or_default()) != reported.as_deref();
+/// Waits until the API server is worse, better or another than the last report said. Its latency alone is no news.
+async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<(String, Option<Arc<str>>)>) {
+    let news = |health: &Health| match reported {
+        Some((error, uid)) => health.error.as_deref().unwrap_or_default() != error || health.uid != *uid,
+        None => true,
+    };
     if health.wait_for(news).await.is_err() {
         std::future::pending().await
     }
@@ -272,6 +280,7 @@ fn report(health: &Health, open_streams: usize) -> Report {
         upstream_healthy: health.error.is_none(),
         upstream_latency: health.latency,
         upstream_error: health.error.clone().unwrap_or_default(),
+        api_server: health.uid.clone(),
     }
 }
 

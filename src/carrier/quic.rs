@@ -198,6 +198,11 @@ impl IncomingConnection {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
+    /// Tells the peer that there is no connection to be had.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(mut self) -> Result<EstablishedConnection, ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());

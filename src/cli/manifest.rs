@@ -210,6 +210,11 @@ rules:
 - apiGroups: [authorization.k8s.io]
   resources: [subjectaccessreviews]
   verbs: [create]
+# Which cluster this is: the UID of kube-system tells it from others, so that no two are ever served as one.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
+  resourceNames: [kube-system]
 "#,
         role = quoted(&role_name(args)),
         impersonation = impersonation_rules(args),

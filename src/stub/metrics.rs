@@ -29,6 +29,7 @@ pub struct Metrics {
     retries: Family<ClusterLabel, Counter>,
     rejected_heads: Family<ReasonLabel, Counter>,
     path_changes: Family<ClusterLabel, Counter>,
+    retries_refused: Family<ClusterLabel, Counter>,
 }
 
 /// Why the head of a request was not taken.
@@ -136,6 +137,7 @@ impl Default for Metrics {
             bytes: Family::default(),
             retries: Family::default(),
             path_changes: Family::default(),
+            retries_refused: Family::default(),
         }
     }
 }
@@ -173,6 +175,11 @@ impl Metrics {
     /// Counts a request head that never became a request.
     pub fn head_rejected(&self, reason: RejectedHead) {
         self.rejected_heads.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
+    }
+
+    /// The counter of a cluster's requests that were not tried again because too many had been.
+    pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
+        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -217,6 +224,11 @@ impl Metrics {
         registry.register("rejected_heads", help, self.rejected_heads.clone());
         let help = "Times that a connected agent was seen at another address than before";
         registry.register("agent_path_changes", help, self.path_changes.clone());
+        registry.register(
+            "dispatch_retries_refused",
+            "Requests that were not tried at another agent because too many had been",
+            self.retries_refused.clone(),
+        );
     }
 }
 

@@ -1,12 +1,13 @@
 //! The messages of the control stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use super::error::{WireError, check_count};
 use super::fields::{FieldReader, write_field, write_number};
-use super::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
+use super::limits::{MAX_API_SERVER_LENGTH, MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 use super::names::ClusterId;
 
 mod field {
@@ -24,6 +25,7 @@ mod field {
     pub const REPORT_UPSTREAM_HEALTHY: u64 = 0x02;
     pub const REPORT_UPSTREAM_LATENCY: u64 = 0x03;
     pub const REPORT_UPSTREAM_ERROR: u64 = 0x40;
+    pub const REPORT_API_SERVER: u64 = 0x41;
     pub const DRAIN_REASON: u64 = 0x01;
     pub const ENROLL_TOKEN: u64 = 0x01;
     pub const ENROLL_REQUEST: u64 = 0x02;
@@ -184,6 +186,9 @@ pub struct Report {
     pub upstream_latency: Duration,
     /// What is wrong with the API server; empty when it is healthy.
     pub upstream_error: String,
+    /// Which API server it is: the UID of its namespace kube-system, 1 to [`MAX_API_SERVER_LENGTH`] visible ASCII
+    /// characters. `None` where the agent may not look.
+    pub api_server: Option<Arc<str>>,
 }
 
 impl Report {
@@ -196,11 +201,18 @@ impl Report {
         if !self.upstream_error.is_empty() {
             write_field(field::REPORT_UPSTREAM_ERROR, self.upstream_error.as_bytes(), out);
         }
+        if let Some(api_server) = &self.api_server {
+            if !is_api_server(api_server) {
+                return Err(WireError::Malformed { message: Self::NAME, field: API_SERVER });
+            }
+            write_field(field::REPORT_API_SERVER, api_server.as_bytes(), out);
+        }
         Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
         let (mut open_streams, mut healthy, mut latency, mut error) = (None, None, None, None);
+        let mut api_server = None;
         let mut fields = FieldReader::new(Self::NAME, payload);
         while let Some(field) = fields.next_field()? {
             match field.number {
@@ -217,6 +229,11 @@ impl Report {
                 field::REPORT_UPSTREAM_ERROR => {
                     field.set_once(&mut error, field.text("upstream error")?, "upstream error")?;
                 }
+                field::REPORT_API_SERVER => {
+                    let uid = Some(field.text(API_SERVER)?).filter(|uid| is_api_server(uid));
+                    let uid = uid.ok_or_else(|| field.malformed(API_SERVER))?;
+                    field.set_once(&mut api_server, uid.into(), API_SERVER)?;
+                }
                 _ => field.unknown()?,
             }
         }
@@ -226,6 +243,7 @@ impl Report {
             upstream_healthy: healthy.ok_or(missing("upstream health"))?,
             upstream_latency: latency.unwrap_or_default(),
             upstream_error: error.unwrap_or_default(),
+            api_server,
         })
     }
 }
@@ -382,6 +400,11 @@ fn is_report_interval(interval: Duration) -> bool {
     (MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL).contains(&interval)
 }
 
+fn is_api_server(uid: &str) -> bool {
+    (1..=MAX_API_SERVER_LENGTH).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+const API_SERVER: &str = "API server";
 const CONNECTED: &str = "the connected stubs of a hello";
 const STUBS: &str = "the stubs of a welcome";
 const CHAIN: &str = "the chain of a certificate";

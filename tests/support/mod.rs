@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod balancer;
 pub mod browser;
 pub mod capture;
 pub mod conversation;
@@ -13,6 +14,7 @@ pub mod http;
 pub mod http1;
 pub mod http3;
 pub mod kubectl;
+pub mod load;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

@@ -9,7 +9,7 @@ use qtunnel::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, SendStream,
 };
 use qtunnel::pki::{
-    AgentCredentials, AgentKey, AgentState, JoinToken, StubKeys, enrollment_client_config, find_pinned,
+    AgentCredentials, AgentKey, AgentState, DirectoryStore, JoinToken, StubKeys, enrollment_client_config, find_pinned,
     tunnel_client_config, tunnel_server_config,
 };
 use qtunnel::wire::{
@@ -128,6 +128,7 @@ pub fn report() -> Frame {
         upstream_healthy: true,
         upstream_latency: Duration::from_millis(1),
         upstream_error: String::new(),
+        api_server: None,
     })
 }
 
@@ -172,7 +173,8 @@ impl RogueStub {
     /// Takes the place of `stub`, which is killed.
     pub fn instead_of(stub: &mut Stub) -> Self {
         stub.process.kill();
-        let keys = StubKeys::load(&stub.state_dir(), std::time::SystemTime::now()).expect("keys");
+        let keys = StubKeys::load(Arc::new(DirectoryStore::new(&stub.state_dir())), std::time::SystemTime::now())
+            .expect("keys");
         let authority = std::slice::from_ref(keys.agent_authority().certificate_der());
         let tls = tunnel_server_config(keys.server(), authority).expect("TLS");
         let listener = QuicListener::bind(stub.address, Arc::new(tls), &QuicSettings::default()).expect("a port");

@@ -71,6 +71,7 @@ const fn number(title: &'static str, width: u16) -> Column {
     Column { title, numeric: true, width }
 }
 
+// What matters most comes first: what does not fit a narrow terminal is left out.
 const CLUSTERS: [Column; 6] = [
     text("CLUSTER", 16),
     text("STATE", 10),
@@ -85,7 +86,6 @@ const AGENTS: [Column; 12] = [
     text("CLUSTER", 12),
     text("STATE", 13),
     text("CARRIER", 7),
-    text("ADDRESS", 21),
     number("RTT", 9),
     number("LOSS", 6),
     number("OPEN", 5),
@@ -93,6 +93,7 @@ const AGENTS: [Column; 12] = [
     number("CARRIED", 11),
     number("API SERVER", 10),
     number("CONNECTED", 9),
+    text("ADDRESS", 21),
 ];
 
 const REQUESTS: [Column; 9] = [
@@ -100,22 +101,22 @@ const REQUESTS: [Column; 9] = [
     text("VERB", 7),
     text("RESOURCE", 16),
     text("OBJECT", 20),
-    text("CLUSTER", 12),
-    text("AGENT", 18),
     number("FOR", 8),
     number("TO CLIENT", 11),
     number("FROM CLIENT", 11),
+    text("CLUSTER", 12),
+    text("AGENT", 18),
 ];
 
 const INCIDENTS: [Column; 9] = [
     number("AT", 8),
     text("WHAT", 20),
-    number("CODE", 4),
-    number("TIMES", 5),
     text("USER", 16),
     text("VERB", 7),
     text("RESOURCE", 16),
     text("CLUSTER", 12),
+    number("CODE", 4),
+    number("TIMES", 5),
     text("WHY", 30),
 ];
 
@@ -147,7 +148,7 @@ impl View {
     pub fn sorting(self) -> Sorting {
         match self {
             Self::Clusters | Self::Agents => Sorting { column: 0, descending: false },
-            Self::Requests => Sorting { column: 6, descending: true },
+            Self::Requests => Sorting { column: 4, descending: true },
             Self::Incidents => Sorting { column: 0, descending: true },
         }
     }
@@ -241,7 +242,6 @@ fn agent(cluster: &str, agent: &AgentStatus) -> Row {
         cluster.into(),
         state.into(),
         agent.carrier.as_str().into(),
-        agent.address.as_str().into(),
         Cell::of(agent.rtt_ms, milliseconds),
         Cell::of(
             agent.loss.unwrap_or(-1.0),
@@ -252,6 +252,7 @@ fn agent(cluster: &str, agent: &AgentStatus) -> Row {
         Cell::of(carried(agent) as f64, bytes),
         upstream,
         Cell::of(connected.as_secs_f64(), |_| duration(connected)),
+        agent.address.as_str().into(),
     ];
     Row { cells, tone: tone_of(agent) }
 }
@@ -259,7 +260,7 @@ fn agent(cluster: &str, agent: &AgentStatus) -> Row {
 fn tone_of(agent: &AgentStatus) -> Tone {
     match agent.state.as_str() {
         "healthy" => Tone::Good,
-        "late" | "draining" => Tone::Warning,
+        "late" | "draining" | "waiting" => Tone::Warning,
         _ => Tone::Bad,
     }
 }
@@ -276,11 +277,11 @@ fn request(request: &RequestStatus) -> Row {
         verb.as_str().into(),
         resource.as_str().into(),
         object(&request.target).into(),
-        request.cluster.as_str().into(),
-        request.agent.as_deref().unwrap_or("waiting").into(),
         Cell::of(age.as_secs_f64(), |_| duration(age)),
         Cell::of(request.bytes_to_client as f64, bytes),
         Cell::of(request.bytes_from_client as f64, bytes),
+        request.cluster.as_str().into(),
+        request.agent.as_deref().unwrap_or("waiting").into(),
     ];
     Row { cells, tone: if request.agent.is_some() { Tone::Good } else { Tone::Warning } }
 }
@@ -290,12 +291,12 @@ fn incident(incident: &Incident) -> Row {
     let cells = vec![
         Cell { text: incident.at.strftime("%H:%M:%S").to_string(), number: Some(incident.at.as_millisecond() as f64) },
         incident.kind.to_string().into(),
-        Cell::count(incident.code.into()),
-        Cell::count(incident.count),
         person(user, incident.requested_user.as_deref()),
         incident.target.verb.as_str().into(),
         incident.target.resource.as_str().into(),
         incident.cluster.as_str().into(),
+        Cell::count(incident.code.into()),
+        Cell::count(incident.count),
         incident.message.as_str().into(),
     ];
     Row { cells, tone: if incident.code >= 500 { Tone::Bad } else { Tone::Warning } }

@@ -74,7 +74,7 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, series: &Series) {
 }
 
 fn draw_table(frame: &mut Frame<'_>, area: Rect, app: &mut App) {
-    let (columns, sorting) = (app.view.columns(), app.sorting());
+    let (columns, sorting) = (fitting(app.view.columns(), area.width), app.sorting());
     let head = columns.iter().enumerate().map(|(number, column)| {
         let arrow = match (number == sorting.column, sorting.descending) {
             (false, _) => "",
@@ -103,6 +103,18 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, app: &mut App) {
         let below = Rect { y: area.y.saturating_add(1), height: area.height.saturating_sub(1).min(1), ..area };
         frame.render_widget(Paragraph::new(nothing).dim(), below);
     }
+}
+
+/// The first columns, as many as there is room for, with a cell between two.
+fn fitting(columns: &[Column], width: u16) -> &[Column] {
+    let mut used = 0u16;
+    let count = columns.iter().take_while(|column| {
+        let fits = used.saturating_add(column.width) <= width;
+        used = used.saturating_add(column.width + 1);
+        fits
+    });
+    let count = count.count().max(1);
+    columns.get(..count).unwrap_or(columns)
 }
 
 fn cell(text: String, column: &Column) -> Cell<'static> {
@@ -198,7 +210,7 @@ mod tests {
     #[test]
     fn clusters_and_agents_are_shown() {
         let mut app = App::new(snapshot());
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         assert!(
             screen[0].contains("s1") && screen[0].contains("clusters 2  agents 2  open requests 2"),
             "{}",
@@ -208,7 +220,7 @@ mod tests {
         assert!(line_with(&screen, "eu ").contains("degraded"));
         assert!(line_with(&screen, "us ").contains("no agent"));
         press(&mut app, "2");
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         let agent = line_with(&screen, "a1 ");
         for text in ["healthy", "quic", "192.0.2.7:4433", "12.5 ms", "2.1%", "2.0 KiB"] {
             assert!(agent.contains(text), "{text} in {agent}");
@@ -219,24 +231,24 @@ mod tests {
     fn requests_are_sorted_reversed_and_filtered() {
         let mut app = App::new(snapshot());
         press(&mut app, "3");
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         assert!(position(&screen, "bob") < position(&screen, "alice"), "the longest comes first");
         press(&mut app, "r");
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         assert!(position(&screen, "alice") < position(&screen, "bob"));
         press(&mut app, "/ALI\n");
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         assert!(!screen.iter().any(|line| line.contains("bob")), "{screen:#?}");
         assert!(line_with(&screen, "filter: ").contains("ALI"));
         press(&mut app, "/x\n");
-        line_with(&screen_of(&mut app, 140, 20), "nothing matches the filter");
+        line_with(&screen_of(&mut app, 160, 20), "nothing matches the filter");
     }
 
     #[test]
     fn a_name_cannot_speak_to_the_terminal() {
         let mut app = App::new(snapshot());
         press(&mut app, "3");
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         assert!(!screen.iter().any(|line| line.contains('\u{1b}')), "{screen:#?}");
         line_with(&screen, "[31mbob");
     }
@@ -245,11 +257,21 @@ mod tests {
     fn a_stub_that_does_not_answer_is_said_and_what_was_known_stays() {
         let mut app = App::new(snapshot());
         app.heard(Err("no stub answers".to_owned()));
-        let screen = screen_of(&mut app, 140, 20);
+        let screen = screen_of(&mut app, 160, 20);
         line_with(&screen, "no stub answers");
         line_with(&screen, "degraded");
         app.heard(Ok(snapshot()));
         assert_eq!(app.error, None);
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_the_columns_that_fit_whole() {
+        let mut app = App::new(snapshot());
+        press(&mut app, "3");
+        let screen = screen_of(&mut app, 80, 20);
+        let head = line_with(&screen, "USER");
+        assert!(head.contains("FOR↓") && !head.contains("CLIENT"), "{head}");
+        assert!(line_with(&screen, "alice").contains("5.0s"));
     }
 
     #[test]

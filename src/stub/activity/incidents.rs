@@ -116,7 +116,7 @@ fn kind_of(facts: &RequestFacts) -> Option<IncidentKind> {
     match facts.end {
         End::Revoked => return Some(IncidentKind::Revoked),
         End::BrokenOff => return Some(IncidentKind::BrokenOff),
-        End::Complete | End::ClientGone => {}
+        End::Complete | End::ClientGone | End::Stopped | End::HandedOver => {}
     }
     match facts.answer.as_ref()? {
         GivenAnswer::Own(status) => Some(match (status.code(), &facts.decision) {

@@ -54,7 +54,7 @@ impl Admin {
         // Health tells nothing that a web page could use, and is asked by whatever name an orchestrator knows.
         match request.uri().path() {
             "/healthz" => return Ok(text(StatusCode::OK, "ok")),
-            "/readyz" if self.shutdown.is_cancelled() => {
+            "/readyz" if self.shared.drain.is_announced() => {
                 return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
             }
             "/readyz" => return Ok(text(StatusCode::OK, "ok")),

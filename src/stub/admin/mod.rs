@@ -3,7 +3,7 @@
 //!
 //! - `/`: the dashboard, for people with a browser.
 //! - `/metrics`: for Prometheus, in the text format of OpenMetrics.
-//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is shutting down.
+//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop.
 //! - `/api/v1/status`: [`StubStatus`], clusters and agents, as JSON.
 //! - `/api/v1/requests`: [`RequestList`], the requests that are open; at most `?limit=` of them.
 //! - `/api/v1/incidents`: [`Incident`](super::activity::Incident)s, recent denials and errors.
@@ -61,14 +61,12 @@ const CONNECTIONS: usize = 64;
 #[derive(Debug)]
 pub struct Admin {
     shared: Arc<Shared>,
-    /// Cancelled once the stub takes no more requests.
-    shutdown: CancellationToken,
 }
 
 impl Admin {
-    /// Answers for the stub, which stops taking requests at `shutdown`.
-    pub fn new(shared: Arc<Shared>, shutdown: CancellationToken) -> Self {
-        Self { shared, shutdown }
+    /// Answers for the stub.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
     }
 
     /// Answers on both addresses until `stopped`: also while the stub is shutting down, and says so.

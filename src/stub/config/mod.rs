@@ -5,11 +5,14 @@ mod agents;
 mod authentication;
 mod authorization;
 mod http3;
+mod kubernetes;
 mod limits;
+mod store;
 mod tracing;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -18,10 +21,13 @@ pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
 pub use http3::Http3Config;
+pub use kubernetes::KubernetesConfig;
 pub use limits::LimitsConfig;
+pub use store::StoreConfig;
 pub use tracing::TracingConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
+use crate::pki::{Store, StoreError};
 use crate::wire::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
@@ -42,9 +48,16 @@ pub struct StubConfig {
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,
-    /// Where keys, join tokens and known clusters are kept; relative to the settings file. Default: beside it.
+    /// Where this stub keeps what is its own, and by default also what it shares; relative to the settings file. Default:
+    /// beside it.
     #[serde(default)]
     pub state_dir: PathBuf,
+    /// Where keys, join tokens and known clusters are kept, which stubs may share. Default: in `state_dir`.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// The cluster that keeps Secrets and Leases, where the settings want some.
+    #[serde(default)]
+    pub kubernetes: KubernetesConfig,
     /// Who users are.
     #[serde(default)]
     pub authentication: AuthenticationConfig,
@@ -109,6 +122,10 @@ impl StubConfig {
         config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
+        if let StoreConfig::Directory { path: Some(path) } = &mut config.store {
+            *path = directory.join(&path);
+        }
+        config.kubernetes.kubeconfig = config.kubernetes.kubeconfig.map(|file| directory.join(file));
         if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
             *policy_file = directory.join(&policy_file);
         }
@@ -143,6 +160,11 @@ impl StubConfig {
             true => Ok(()),
             false => Err(format!("agents.report_interval is {interval:#}, and has to be 10ms to 1h")),
         }
+    }
+
+    /// Opens what stubs share; see [`StoreConfig::open`].
+    pub fn open_store(&self) -> Result<Arc<dyn Store>, StoreError> {
+        self.store.open(&self.state_dir, &self.kubernetes.access())
     }
 
     /// Where the running stub answers `qtunnel status`.

@@ -15,11 +15,10 @@ use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
 use super::ClientConnection;
 use crate::carrier::Disconnect;
@@ -43,37 +42,18 @@ pub struct PortTls {
     pub agents: Arc<ServerConfig>,
 }
 
-/// Accepts clients and agents until `shutdown`, then lets the clients' requests end.
-pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutdown: CancellationToken) {
+/// Accepts clients and agents. When the stub is about to stop it tells those who come that it is.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
-    while let Some(Ok(place)) = shutdown.run_until_cancelled(places.clone().acquire_owned()).await {
-        let accepted = match shutdown.run_until_cancelled(listener.accept()).await {
-            Some(accepted) => accepted,
-            None => break,
-        };
-        match accepted {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        match listener.accept().await {
             Ok((socket, address)) => {
-                let (shared, tls, shutdown) = (shared.clone(), tls.clone(), shutdown.clone());
-                shared.clone().tasks.spawn(async move {
-                    match handshake(&shared, socket, &tls).await {
-                        Ok(Accepted::Client(socket)) => {
-                            let metrics = shared.watchers.metrics.clone();
-                            if let Err(error) = serve_client(shared, socket, address, shutdown).await {
-                                error.count(&metrics);
-                                tracing::debug!(%address, "a client's connection ended: {error}");
-                            }
-                            drop(place);
-                        }
-                        Ok(Accepted::Agent(socket)) => {
-                            // A stop waits for requests, not for agents: they stay to serve them.
-                            tokio::spawn(async move {
-                                tunnel::serve_over_tcp(&shared, socket, address, shutdown).await;
-                                drop(place);
-                            });
-                        }
-                        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
-                    }
-                });
+                let serving = serve(shared.clone(), socket, address, tls.clone(), place);
+                // A stop waits for the requests of those that came in time.
+                match shared.drain.is_closing() {
+                    true => drop(tokio::spawn(serving)),
+                    false => drop(shared.tasks.spawn(serving)),
+                }
             }
             Err(error) => {
                 // Mostly a lack of file descriptors: trying again at once would only burn a core.
@@ -81,6 +61,27 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutd
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls: PortTls, place: OwnedSemaphorePermit) {
+    match handshake(&shared, socket, &tls).await {
+        Ok(Accepted::Client(socket)) => {
+            let metrics = shared.watchers.metrics.clone();
+            if let Err(error) = serve_client(shared, socket, address).await {
+                error.count(&metrics);
+                tracing::debug!(%address, "a client's connection ended: {error}");
+            }
+            drop(place);
+        }
+        Ok(Accepted::Agent(socket)) => {
+            // A stop waits for requests, not for agents: they stay to serve them.
+            tokio::spawn(async move {
+                tunnel::serve_over_tcp(&shared, socket, address).await;
+                drop(place);
+            });
+        }
+        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
     }
 }
 
@@ -119,6 +120,9 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
     let accepting = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         if offers_tunnel(&start.client_hello()) {
+            if shared.drain.is_announced() {
+                return Err(io::Error::other("the stub is about to stop, and the agent had better try another one"));
+            }
             start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
         } else {
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
@@ -132,13 +136,9 @@ fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_some_and(|mut names| names.any(|name| [ALPN_TUNNEL_TCP, ALPN_ENROLLMENT_TCP].contains(&name)))
 }
 
-async fn serve_client(
-    shared: Arc<Shared>,
-    socket: Socket,
-    address: SocketAddr,
-    shutdown: CancellationToken,
-) -> Result<(), ConnectionError> {
-    let connection = Arc::new(client_connection(&socket, address)?);
+async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) -> Result<(), ConnectionError> {
+    let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
+    let closing = connection.closing(&shared.drain);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
     let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
@@ -157,7 +157,7 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     } else {
@@ -170,7 +170,7 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }

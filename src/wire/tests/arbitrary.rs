@@ -201,10 +201,11 @@ fn welcome() -> BoxedStrategy<Frame> {
 }
 
 fn report() -> BoxedStrategy<Frame> {
-    (0..=MAX_VARINT, any::<bool>(), 0..=MAX_VARINT, text())
-        .prop_map(|(open_streams, upstream_healthy, latency, upstream_error)| {
+    (0..=MAX_VARINT, any::<bool>(), 0..=MAX_VARINT, text(), proptest::option::of("[!-~]{1,64}"))
+        .prop_map(|(open_streams, upstream_healthy, latency, upstream_error, api_server)| {
             let upstream_latency = Duration::from_micros(latency);
-            Frame::Report(Report { open_streams, upstream_healthy, upstream_latency, upstream_error })
+            let api_server = api_server.map(Into::into);
+            Frame::Report(Report { open_streams, upstream_healthy, upstream_latency, upstream_error, api_server })
         })
         .boxed()
 }

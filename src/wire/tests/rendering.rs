@@ -31,12 +31,14 @@ pub fn render(frame: &Frame) -> String {
         Frame::Hello(hello) => line.hello(hello),
         Frame::Welcome(welcome) => line.welcome(welcome),
         Frame::Refused(refused) => line.word("REFUSED").text("reason", &refused.reason),
-        Frame::Report(report) => line
-            .word("REPORT")
-            .value("open-streams", report.open_streams)
-            .value("upstream-healthy", yes_or_no(report.upstream_healthy))
-            .value("upstream-latency-us", whole(report.upstream_latency, Duration::from_micros(1)))
-            .text("upstream-error", &report.upstream_error),
+        Frame::Report(report) => {
+            line.word("REPORT")
+                .value("open-streams", report.open_streams)
+                .value("upstream-healthy", yes_or_no(report.upstream_healthy))
+                .value("upstream-latency-us", whole(report.upstream_latency, Duration::from_micros(1)))
+                .text("upstream-error", &report.upstream_error);
+            report.api_server.iter().fold(&mut line, |line, uid| line.text("api-server", uid))
+        }
         Frame::Drain(drain) => line.word("DRAIN").text("reason", &drain.reason),
         Frame::Renew(renew) => line.word("RENEW").value("request", hex(&renew.request)),
         Frame::Certificate(certificate) => {

@@ -12,7 +12,7 @@ const openCluster = (id) => {
   location.hash = `#/clusters/${encodeURIComponent(id)}`;
 };
 
-const STATE_TONES = { healthy: "good", "upstream down": "bad", late: "warn", suspect: "bad", draining: "warn" };
+const STATE_TONES = { healthy: "good", "upstream down": "bad", late: "warn", suspect: "bad", draining: "warn", waiting: "warn" };
 const KINDS = {
   unauthenticated: ["unauthenticated", "warn"],
   denied: ["denied", "warn"],

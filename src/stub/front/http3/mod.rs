@@ -49,11 +49,11 @@ const UNANSWERED: usize = 256;
 /// How long a client has to hang up after it was told that the stub stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Serves a connection of a client whose handshake is complete, until it ends, or until `shutdown` and the end of the
-/// requests that it has then.
-pub async fn serve(shared: Arc<Shared>, connection: quinn::Connection, shutdown: CancellationToken) {
+/// Serves a connection of a client whose handshake is complete, until it ends, or until the stub takes no more requests and
+/// the end of those that it has then.
+pub async fn serve(shared: Arc<Shared>, connection: quinn::Connection) {
     let address = connection.remote_address();
-    if let Err(error) = Http3Client::serve(shared, connection.clone(), shutdown).await {
+    if let Err(error) = Http3Client::serve(shared, connection.clone()).await {
         // h3 has no name for "who are you".
         connection.close(error.code(), error.to_string().as_bytes());
         tracing::debug!(%address, "a client's HTTP/3 connection ended: {error}");
@@ -95,11 +95,7 @@ struct Http3Client {
 }
 
 impl Http3Client {
-    async fn serve(
-        shared: Arc<Shared>,
-        quic: quinn::Connection,
-        shutdown: CancellationToken,
-    ) -> Result<(), Http3Error> {
+    async fn serve(shared: Arc<Shared>, quic: quinn::Connection) -> Result<(), Http3Error> {
         let connection = Arc::new(client_connection(&shared, &quic)?);
         quic.set_max_concurrent_bi_streams(STRANGERS_REQUESTS.into());
         let latest = Latest::default();
@@ -109,7 +105,8 @@ impl Http3Client {
             .build(QuicConnection::new(quic.clone(), latest.clone()))
             .await?;
         let patience = sleep(shared.config.limits.handshake());
-        tokio::pin!(patience);
+        let closing = shared.drain.closing();
+        tokio::pin!(patience, closing);
         let client = Arc::new(Self { shared, connection, credit: Credit::default() });
         let requests = TaskTracker::new();
         let mut trusted = false;
@@ -132,7 +129,7 @@ impl Http3Client {
                 }
                 () = &mut patience, if !trusted => return Err(Http3Error::Stranger),
                 () = client.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
-                () = shutdown.cancelled() => break,
+                () = &mut closing => break,
             }
         }
         requests.close();
