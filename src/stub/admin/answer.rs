@@ -35,21 +35,32 @@ const POLICIES: [(HeaderName, &str); 5] = [
 /// What a request is answered with.
 type Answer = Response<Full<Bytes>>;
 
+/// Why a request is not answered, with the code that says so.
+struct Refusal(StatusCode, &'static str);
+
+impl Refusal {
+    fn answer(self) -> Answer {
+        let mut answer = text(self.0, self.1);
+        if self.0 == StatusCode::METHOD_NOT_ALLOWED {
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        answer
+    }
+}
+
 impl Admin {
     /// Answers one request.
     pub(super) fn answer<B>(&self, caller: Caller, request: &Request<B>) -> Answer {
-        let mut answer = self.answer_to(caller, request).unwrap_or_else(|refusal| refusal);
+        let mut answer = self.answer_to(caller, request).unwrap_or_else(Refusal::answer);
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.extend(POLICIES.map(|(name, value)| (name, HeaderValue::from_static(value))));
         answer
     }
 
-    fn answer_to<B>(&self, caller: Caller, request: &Request<B>) -> Result<Answer, Answer> {
+    fn answer_to<B>(&self, caller: Caller, request: &Request<B>) -> Result<Answer, Refusal> {
         if ![Method::GET, Method::HEAD].contains(request.method()) {
-            let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is possible here");
-            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return Err(refusal);
+            return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET is possible here"));
         }
         // Health tells nothing that a web page could use, and is asked by whatever name an orchestrator knows.
         match request.uri().path() {
@@ -63,7 +74,7 @@ impl Admin {
         let settings = &self.shared.config.admin;
         if !caller.means_us(request.headers(), &settings.hosts) {
             const WHY: &str = "ask by IP address, as localhost, or by a name that stands in `hosts` under [admin]";
-            return Err(text(StatusCode::MISDIRECTED_REQUEST, WHY));
+            return Err(Refusal(StatusCode::MISDIRECTED_REQUEST, WHY));
         }
         if request.uri().path() == "/metrics" {
             return Ok(self.metrics());
@@ -71,13 +82,13 @@ impl Admin {
         if caller == Caller::Elsewhere && !settings.remote_dashboard {
             const WHY: &str = "this tells of users and their requests, and only callers on the stub's own host may see it; \
                                `remote_dashboard = true` under [admin] opens it to everybody who reaches this address";
-            return Err(text(StatusCode::FORBIDDEN, WHY));
+            return Err(Refusal(StatusCode::FORBIDDEN, WHY));
         }
         self.details(request.uri())
     }
 
     /// What tells of users and requests.
-    fn details(&self, uri: &http::Uri) -> Result<Answer, Answer> {
+    fn details(&self, uri: &http::Uri) -> Result<Answer, Refusal> {
         let Shared { watchers, open_requests, .. } = &*self.shared;
         let query = Query(uri.query().unwrap_or_default());
         Ok(match uri.path() {
@@ -122,17 +133,17 @@ impl Admin {
 struct Query<'a>(&'a str);
 
 impl Query<'_> {
-    fn cluster(&self) -> Result<Option<ClusterId>, Answer> {
+    fn cluster(&self) -> Result<Option<ClusterId>, Refusal> {
         self.value("cluster", "`cluster` is not the id of a cluster")
     }
 
-    fn limit(&self) -> Result<Option<usize>, Answer> {
+    fn limit(&self) -> Result<Option<usize>, Refusal> {
         self.value("limit", "`limit` is not a number")
     }
 
-    fn value<T: std::str::FromStr>(&self, name: &str, otherwise: &'static str) -> Result<Option<T>, Answer> {
+    fn value<T: std::str::FromStr>(&self, name: &str, otherwise: &'static str) -> Result<Option<T>, Refusal> {
         let value = self.0.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name));
-        value.map(|(_, value)| value.parse().map_err(|_| text(StatusCode::BAD_REQUEST, otherwise))).transpose()
+        value.map(|(_, value)| value.parse().map_err(|_| Refusal(StatusCode::BAD_REQUEST, otherwise))).transpose()
     }
 }
 
