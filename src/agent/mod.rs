@@ -40,7 +40,7 @@ use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
 use crate::trace::{Exporter, OtlpEndpoint, Tracer};
-use crate::wire::AuthMode;
+use crate::wire::{AuthMode, WireError};
 use backoff::Backoff;
 use link::LinkContext;
 use shared::Shared;
@@ -110,6 +110,9 @@ pub enum AgentError {
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// What it says of itself.
+    #[error("cannot introduce itself to a stub: {0}")]
+    Hello(#[from] WireError),
     /// The socket.
     #[error("cannot use QUIC: {0}")]
     Quic(#[from] std::io::Error),

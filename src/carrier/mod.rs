@@ -23,8 +23,8 @@ pub use congestion::{BbrConfig, CongestionControl};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{
-    EstablishedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret, presented_chain,
-    requested_server_name,
+    Handshake, IdentifiedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret,
+    presented_chain, requested_server_name,
 };
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use socket::StreamSocket;

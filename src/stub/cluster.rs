@@ -22,8 +22,17 @@ pub struct Cluster {
 const MAX_CONNECTIONS: usize = 4;
 
 impl Cluster {
+    /// Adds an agent whose handshake is not complete, if the same agent has no connection.
+    pub fn add_early(&mut self, link: Arc<AgentLink>) {
+        if self.links.iter().all(|other| link.succeeds(other) == Succession::None) {
+            self.links.push(link);
+        }
+    }
+
     /// Adds an agent, and gives the connections that it takes the place of: see [`Succession`].
     pub fn add(&mut self, link: Arc<AgentLink>) -> Vec<Arc<AgentLink>> {
+        // It may have been added early.
+        self.links.retain(|other| !Arc::ptr_eq(other, &link));
         let mut superseded = Vec::new();
         let mut left = self.links.iter().filter(|other| link.succeeds(other) == Succession::Moved).count();
         self.links.retain(|other| match link.succeeds(other) {

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::admin::{AgentStatus, StubStatus};
 use super::meter::ClusterBytes;
 use super::record::{GivenAnswer, RequestFacts};
+use super::registry::AgentLink;
 use crate::kube::RequestInfo;
 use crate::wire::ClusterId;
 
@@ -30,6 +31,7 @@ pub struct Metrics {
     rejected_heads: Family<ReasonLabel, Counter>,
     path_changes: Family<ClusterLabel, Counter>,
     retries_refused: Family<ClusterLabel, Counter>,
+    connections: Family<ConnectionLabels, Counter>,
 }
 
 /// Why the head of a request was not taken.
@@ -119,6 +121,12 @@ struct AgentLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectionLabels {
+    carrier: String,
+    handshake: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: String,
 }
@@ -138,6 +146,7 @@ impl Default for Metrics {
             retries: Family::default(),
             path_changes: Family::default(),
             retries_refused: Family::default(),
+            connections: Family::default(),
         }
     }
 }
@@ -182,6 +191,13 @@ impl Metrics {
         self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
     }
 
+    /// Counts a connection that has become an agent's.
+    pub fn agent_connected(&self, link: &AgentLink) {
+        let carrier = link.connection.carrier().to_string();
+        let handshake = if link.is_early { "0-rtt" } else { "complete" };
+        self.connections.get_or_create(&ConnectionLabels { carrier, handshake }).inc();
+    }
+
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
     pub fn text(&self, status: &StubStatus, counted: Counted) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("qtunnel");
@@ -218,6 +234,11 @@ impl Metrics {
             "Bytes of bodies and upgraded connections, counted as they pass",
             Unit::Bytes,
             self.bytes.clone(),
+        );
+        registry.register(
+            "agent_connections",
+            "Connections that became an agent's, by whether it spoke before the handshake was complete (0-RTT)",
+            self.connections.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
         let help = "Request heads over HTTP/1.1 that never became a request: malformed, too large, too slow";
@@ -314,6 +335,7 @@ mod tests {
             stub: "s".to_owned(),
             version: "1.2.3".to_owned(),
             started_at: Timestamp::UNIX_EPOCH,
+            election: None,
             clusters: Vec::new(),
         }
     }

@@ -157,7 +157,7 @@ mod tests {
                 "name": name, "address": "192.0.2.7:4433", "carrier": "quic", "software": "qtunnel/1", "authMode": "impersonate",
                 "state": state, "suspectForMs": null, "upstreamError": "", "upstreamLatencyMs": 1.5,
                 "connectedSince": "2026-01-01T00:00:00Z", "rttMs": rtt, "loss": 0.021, "pathChanges": 0, "openStreams": 2,
-                "requests": 40, "bytesToClients": 2048, "bytesFromClients": 0,
+                "resumedWith0rtt": false, "requests": 40, "bytesToClients": 2048, "bytesFromClients": 0,
             })
         };
         let request = |id: u64, user: &str, duration: f64| {

@@ -3,7 +3,8 @@
 //!
 //! - `/`: the dashboard, for people with a browser.
 //! - `/metrics`: for Prometheus, in the text format of OpenMetrics.
-//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop.
+//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop, and with an election while
+//!   another stub leads.
 //! - `/api/v1/status`: [`StubStatus`], clusters and agents, as JSON.
 //! - `/api/v1/requests`: [`RequestList`], the requests that are open; at most `?limit=` of them.
 //! - `/api/v1/incidents`: [`Incident`](super::activity::Incident)s, recent denials and errors.
@@ -40,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use client::{AdminClient, StatusError};
 pub use requests::{RequestList, RequestStatus};
-pub use status::{AgentStatus, ClusterStatus, StubStatus};
+pub use status::{AgentStatus, ClusterStatus, ElectionStatus, StubStatus};
 
 use super::config::AdminConfig;
 use super::shared::Shared;
