@@ -7,6 +7,7 @@
 //! - [`carrier`]: what moves streams between the two (QUIC).
 //! - [`kube`]: what is Kubernetes: request info, `Status` errors, impersonation, kubeconfig files.
 //! - [`pki`]: certificate authorities, join tokens, enrolment.
+//! - [`trace`]: spans of requests, towards a collector.
 //! - [`stub`]: the public side. [`agent`]: the private side. Neither knows the other.
 //! - [`demo`]: the sample Kubernetes API, and the two sides joined in one process.
 //! - [`cli`]: every command and flag.
@@ -21,4 +22,5 @@ pub mod demo;
 pub mod kube;
 pub mod pki;
 pub mod stub;
+pub mod trace;
 pub mod wire;

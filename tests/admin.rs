@@ -3,14 +3,18 @@
 mod support;
 
 use std::io::Write;
+use std::net::UdpSocket;
 
 use rustix::process::Signal;
 use serde_json::Value;
 use support::eventually;
 use support::http::{Access, Lines, get_plain};
+use support::http1::Wire;
 use support::kubectl::Kubectl;
 use support::process::Input;
 use support::tunnel::{AgentOptions, CLUSTER, StubOptions, Tunnel};
+use support::user::User;
+use tokio::net::TcpStream;
 
 /// A tunnel whose stub has an admin address, and that address.
 fn tunnel() -> (Tunnel, String) {
@@ -127,7 +131,97 @@ async fn the_status_is_there_too_and_nothing_else_is() {
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["clusters"][0]["id"], CLUSTER);
     assert_eq!(status["clusters"][0]["agents"][0]["name"], tunnel.stub.agents(CLUSTER)[0]["name"]);
-    assert_eq!(get(&address, "/").await.0, 404);
+    assert_eq!(get(&address, "/elsewhere").await.0, 404);
+}
+
+/// Code and body of a GET with this `Host`.
+async fn get_as(address: &str, host: &str, path: &str) -> (u16, String) {
+    let mut connection = Wire::new(TcpStream::connect(address).await.unwrap());
+    connection.write(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+    let answer = connection.answer("GET").await;
+    (answer.head.status(), String::from_utf8_lossy(&answer.body).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_cannot_ask_by_a_name_of_its_own() {
+    let options = StubOptions::default().set("admin", "listen", "127.0.0.1:0").set(
+        "admin",
+        "hosts",
+        vec!["stub.internal".to_owned()],
+    );
+    let mut tunnel = Tunnel::start_with(options, AgentOptions::default());
+    let address = tunnel.stub.process.wait_for_log("admin address listens")["address"].as_str().unwrap().to_owned();
+    for path in ["/", "/metrics", "/api/v1/requests"] {
+        for (host, code) in [("evil.example", 421), ("localhost", 200), ("stub.internal:9443", 200)] {
+            assert_eq!(get_as(&address, host, path).await.0, code, "{host}{path}");
+        }
+    }
+    assert_eq!(get_as(&address, "evil.example", "/healthz").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_hosts_get_metrics_and_no_users() {
+    // The address by which this host would leave; nothing is sent.
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let Ok(local) = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()) else {
+        println!("skipped: this host has no address but loopback");
+        return;
+    };
+    for (open, code) in [(false, 403), (true, 200)] {
+        let options = StubOptions::default().set("admin", "listen", "0.0.0.0:0").set("admin", "remote_dashboard", open);
+        let mut tunnel = Tunnel::start_with(options, AgentOptions::default());
+        let line = tunnel.stub.process.wait_for_log("admin address listens");
+        let port = line["address"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        tunnel.stub.process.wait_for_log("whoever reaches the admin address");
+        let address = format!("{}:{port}", local.ip());
+        assert_eq!(get(&address, "/metrics").await.0, 200);
+        for path in ["/", "/api/v1/status", "/api/v1/requests", "/api/v1/incidents", "/api/v1/series"] {
+            assert_eq!(get(&address, path).await.0, code, "{path}");
+            assert_eq!(get(&format!("127.0.0.1:{port}"), path).await.0, 200, "{path}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_requests_and_refusals_are_told_without_secrets() {
+    let (tunnel, address) = tunnel();
+    let access = Access::of(&tunnel.kubeconfig());
+    let mut client = access.http1().await;
+    let mut watch = Lines::of(client.open("/api/v1/namespaces/demo/pods?watch=true&token=sesame").await.into_body());
+    watch.next().await;
+    assert_eq!(access.clone().anonymous().get("/api/v1/pods?token=sesame").await.status, 401);
+    let json = async |path: &str| serde_json::from_str::<Value>(&get(&address, path).await.1).unwrap();
+    let requests = json("/api/v1/requests").await;
+    let watched = &requests["requests"][0];
+    assert_eq!((&requests["total"], &watched["user"], &watched["verb"]), (&1.into(), &"alice".into(), &"watch".into()));
+    assert_eq!((&watched["resource"], &watched["namespace"]), (&"pods".into(), &"demo".into()));
+    assert_eq!(watched["agent"], tunnel.stub.agents(CLUSTER)[0]["name"]);
+    assert!(watched["bytesToClient"].as_u64().unwrap() > 0, "{watched}");
+    assert_eq!(json("/api/v1/requests?cluster=c2").await["total"], 0);
+    let incidents = json("/api/v1/incidents").await;
+    assert_eq!((&incidents[0]["kind"], &incidents[0]["code"]), (&"unauthenticated".into(), &401.into()));
+    assert!(!format!("{requests}{incidents}").contains("sesame"), "{requests}{incidents}");
+    drop((watch, client));
+    support::eventually_async("the watch is gone", async || {
+        (json("/api/v1/requests").await["total"] == 0).then_some(())
+    })
+    .await;
+    for wrong in ["/api/v1/requests?limit=x", "/api/v1/series?cluster=A_b", "/api/v1/status?cluster="] {
+        assert_eq!(get(&address, wrong).await.0, 400, "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_no_request_is_counted() {
+    let (tunnel, address) = tunnel();
+    let user = User::of(&tunnel.kubeconfig(), tunnel.stub.address);
+    let mut connection = user.connect().await;
+    connection.write(b"this is no HTTP\r\n\r\n").await.unwrap();
+    support::eventually_async("the count", async || {
+        let (_, metrics) = get(&address, "/metrics").await;
+        metric(&metrics, r#"qtunnel_rejected_heads_total{reason="malformed"}"#).filter(|count| *count == 1.0)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use qtunnel::demo::SampleCluster;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -114,6 +114,15 @@ async fn every_check_of_the_sample_cluster_passes_and_a_signal_leaves_nothing_be
     for check in ["tunnel", "list namespaces", "list pods", "watch", "logs -f", "exec", "port-forward", "small GET"] {
         assert!(output.contains(&format!("  ✓ {check} ")), "{check}: {output}");
     }
+    let dashboard = output.split("Watch it in a browser: http://").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+    let dashboard = dashboard.trim_end_matches('/');
+    let mut page = TcpStream::connect(dashboard).await.unwrap();
+    page.write_all(format!("GET / HTTP/1.1\r\nHost: {dashboard}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut text = String::new();
+    timeout(DEADLINE, page.read_to_string(&mut text)).await.expect("a page in time").unwrap();
+    assert!(text.contains("<title>qtunnel</title>"), "{text}");
     assert!(!output.contains('\x1b'), "no terminal, no colours: {output:?}");
     let kubeconfig = output.split("export KUBECONFIG=").nth(1).and_then(|rest| rest.lines().next()).unwrap();
     assert!(Path::new(kubeconfig).starts_with(place.0.path()), "{kubeconfig}");

@@ -117,6 +117,7 @@ impl Tunnel {
             quic: QuicSettings::default(),
             drain_timeout: Duration::ZERO,
             response_timeout: PATIENCE,
+            otlp_endpoint: None,
         });
         let (handle, shutdown) = (stub.handle(), CancellationToken::new());
         tokio::spawn(stub.run(shutdown.clone()));

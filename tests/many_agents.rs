@@ -52,6 +52,7 @@ impl Agents {
                 quic: QuicSettings::default(),
                 drain_timeout: Duration::from_secs(1),
                 response_timeout: Duration::from_secs(60),
+                otlp_endpoint: None,
             };
             let (agent, shutdown) = (Agent::new(config).unwrap(), shutdown.clone());
             running.spawn(async move { agent.run(shutdown).await.unwrap() });

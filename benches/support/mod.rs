@@ -20,7 +20,8 @@ use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
 use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
-use qtunnel::stub::{KnownClusters, Stub, StubConfig, admin};
+use qtunnel::stub::admin::AdminClient;
+use qtunnel::stub::{KnownClusters, Stub, StubConfig};
 use qtunnel::wire::{AuthMode, ClusterId};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -133,6 +134,7 @@ impl Tunnel {
             drain_timeout: Duration::ZERO,
             forward: ForwardPolicy::default(),
             response_timeout: Duration::from_secs(60),
+            otlp_endpoint: None,
         })
         .unwrap();
         tokio::spawn(agent.run(shutdown.clone()));
@@ -179,7 +181,7 @@ fn bearer(token: &str) -> HeaderMap {
 async fn wait_for_agent(admin_socket: &std::path::Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let status = admin::status(admin_socket).await;
+        let status = AdminClient::new(admin_socket).status().await;
         if status.is_ok_and(|status| status.clusters.iter().any(|cluster| !cluster.agents.is_empty())) {
             return;
         }

@@ -39,6 +39,7 @@ use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
+use crate::trace::{Exporter, OtlpEndpoint, Tracer};
 use crate::wire::{AuthMode, WireError};
 use backoff::Backoff;
 use link::LinkContext;
@@ -71,6 +72,8 @@ pub struct AgentConfig {
     pub drain_timeout: Duration,
     /// How long the API server may take to begin an answer, unless the request is long-running.
     pub response_timeout: Duration,
+    /// The OpenTelemetry collector that takes spans of requests; `None` to make none.
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// An agent that is ready to connect.
@@ -79,6 +82,7 @@ pub struct Agent {
     config: AgentConfig,
     state: Arc<AgentState>,
     shared: Arc<Shared>,
+    exporter: Option<Exporter>,
 }
 
 /// Why an agent cannot go on.
@@ -122,6 +126,8 @@ impl Agent {
     /// Prepares everything; nothing is dialled yet.
     pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let state = Arc::new(AgentState::open(&config.state_dir)?);
+        let (tracer, exporter) =
+            config.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-agent", endpoint)).unzip();
         let shared = Arc::new(Shared {
             upstream: Arc::new(Upstream::new(&config.upstream)?),
             auth_mode: config.auth_mode,
@@ -129,8 +135,9 @@ impl Agent {
             forward: config.forward.clone(),
             access: access::AccessCache::default(),
             response_timeout: config.response_timeout,
+            tracer: tracer.unwrap_or_default(),
         });
-        Ok(Self { config, state, shared })
+        Ok(Self { config, state, shared, exporter })
     }
 
     /// Joins if need be, connects, and stays connected until `shutdown`.
@@ -138,7 +145,9 @@ impl Agent {
     /// # Errors
     ///
     /// Only what trying again cannot mend: no token, a token that is refused, files that cannot be used.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), AgentError> {
+        let stopped = CancellationToken::new();
+        let exporting = self.exporter.take().map(|exporter| tokio::spawn(exporter.run(stopped.clone())));
         let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None, uid: None });
         let checks = tokio::spawn(watch_health(self.shared.upstream.clone(), health));
         let result = shutdown.run_until_cancelled(self.joined()).await;
@@ -150,6 +159,11 @@ impl Agent {
             }
         };
         checks.abort();
+        stopped.cancel();
+        if let Some(exporting) = exporting {
+            // It bounds its own patience; a panic of it has been printed.
+            let _ = exporting.await;
+        }
         result
     }
 

@@ -17,6 +17,7 @@ use crate::carrier::{
     FrameReceiver, FrameSender, ReceiveError, ReceivedBody, RecvStream, SendStream, relay, send_body,
 };
 use crate::kube::{RequestInfo, RequestPath, headers, impersonation, rewrite_location};
+use crate::trace::{ActiveSpan, SpanKind};
 use crate::wire::{
     AuthMode, ErrorCode, Failure, FailureReason, Frame, FrameReader, Identity, RequestHead, ResponseHead, WireError,
 };
@@ -41,7 +42,7 @@ const MAX_ATTEMPTS: usize = 3;
 pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> Result<(), WireError> {
     let mut sender = FrameSender::new(send);
     let mut receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
-    let head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
+    let mut head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
         Ok(Ok(Some(Frame::RequestHead(head)))) => *head,
         Ok(Ok(Some(Frame::Dial(dial)))) => {
             forward::serve(&shared.forward, *dial, sender, receiver).await;
@@ -59,6 +60,7 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> R
         }
     };
     let audit_id = head.audit_id.clone();
+    let mut span = begin_span(&shared, &mut head);
     let gone = sender.stopped();
     let answer = answer(&shared, head, receiver);
     let answer = tokio::select! {
@@ -69,6 +71,9 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> R
             return Ok(());
         }
     };
+    if let Some(span) = &mut span {
+        describe(span, &answer);
+    }
     let result = match answer {
         Ok(Answer::Plain(response)) => pass_on(response, &mut sender).await,
         Ok(Answer::Upgraded(head, upgraded)) => upgraded.run(head, sender).await,
@@ -85,6 +90,32 @@ fn reset_code(error: &ReceiveError) -> ErrorCode {
     match error {
         ReceiveError::Frame(error) => error.code(),
         ReceiveError::Stream(_) => ErrorCode::Cancelled,
+    }
+}
+
+/// The span of a request that is made here; the API server gets it as the parent of its own.
+fn begin_span(shared: &Shared, head: &mut RequestHead) -> Option<ActiveSpan> {
+    let mut span = shared.tracer.begin(SpanKind::Client, &head.headers)?;
+    span.context().write(&mut head.headers);
+    span.set_name(head.method.to_string());
+    span.set("http.request.method", head.method.as_str());
+    span.set("qtunnel.audit_id", head.audit_id.as_str());
+    Some(span)
+}
+
+fn describe(span: &mut ActiveSpan, answer: &Result<Answer, Failure>) {
+    let code = match answer {
+        Ok(Answer::Plain(response)) => response.status(),
+        Ok(Answer::UpgradeRefused(response)) => response.status(),
+        Ok(Answer::Upgraded(head, _)) => head.status,
+        Err(failure) => {
+            span.set("error.message", failure.message.as_str());
+            return span.fail();
+        }
+    };
+    span.set("http.response.status_code", code);
+    if code.is_server_error() {
+        span.fail();
     }
 }
 

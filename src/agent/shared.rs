@@ -7,6 +7,7 @@ use super::access::AccessCache;
 use super::forward::ForwardPolicy;
 use super::upstream::Upstream;
 use crate::kube::impersonation::ImpersonationPolicy;
+use crate::trace::Tracer;
 use crate::wire::AuthMode;
 
 /// The shared parts of a running agent.
@@ -24,4 +25,6 @@ pub struct Shared {
     pub access: AccessCache,
     /// How long an answer may take to begin, unless the request is long-running.
     pub response_timeout: Duration,
+    /// What tells of spans.
+    pub tracer: Tracer,
 }

@@ -18,6 +18,7 @@ use crate::carrier::{CongestionControl, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use crate::pki::{JoinToken, private_file};
+use crate::trace::OtlpEndpoint;
 use crate::wire::AuthMode;
 
 /// Runs an agent.
@@ -50,6 +51,7 @@ struct AgentFile {
     response_timeout: Option<SignedDuration>,
     idle_timeout: Option<SignedDuration>,
     congestion: Option<CongestionControl>,
+    otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// The key `stub`: one address, or a list of them.
@@ -127,6 +129,7 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
         forward: ForwardPolicy { allow: args.allow_dial.into_iter().chain(file.allow_dial).collect() },
         drain_timeout: duration(args.drain_timeout, file.drain_timeout, Duration::from_secs(30)),
         response_timeout: duration(args.response_timeout, file.response_timeout, Duration::from_secs(300)),
+        otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),
         quic: QuicSettings {
             idle_timeout: duration(args.idle_timeout, file.idle_timeout, quic.idle_timeout),
             congestion: args.congestion.or(file.congestion).unwrap_or_default(),

@@ -128,6 +128,9 @@ fn suggest(report: &mut Report<impl Write>, tunnel: &DemoTunnel, cluster: &DemoC
     for command in commands {
         report.line(&format!("  {command}"));
     }
-    report.line(&format!("  qtunnel status --config {}", tunnel.stub_settings().display()));
+    report.line(&format!("  qtunnel top --config {}", tunnel.stub_settings().display()));
+    if let Some(dashboard) = tunnel.dashboard() {
+        report.line(&format!("\nWatch it in a browser: {dashboard}"));
+    }
     report.line("\nCtrl-C stops everything and removes these files.");
 }

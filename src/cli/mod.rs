@@ -11,6 +11,8 @@ mod sample_api;
 mod status;
 mod stub;
 mod token;
+mod top;
+mod units;
 
 use std::process::ExitCode;
 
@@ -64,6 +66,7 @@ fn dispatch(command: Command) -> CommandResult {
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Policy(PolicyCommand::Check(args)) => block_on(policy::check(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Top(args) => block_on(top::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::SampleApi(args) => block_on(sample_api::run(args)),
         Command::Completions { shell } => {

@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use super::CommandResult;
 use super::args::{OutputFormat, StatusArgs};
+use super::units::bytes;
 use crate::stub::StubConfig;
-use crate::stub::admin::{self, AgentStatus, StubStatus};
+use crate::stub::admin::{AdminClient, AgentStatus, StubStatus};
 
 /// Asks a running stub and prints what it says.
 pub async fn run(args: StatusArgs) -> CommandResult {
     let config = StubConfig::load(&args.config)?;
-    let status = admin::status(&config.admin_socket()).await?;
+    let status = AdminClient::new(&config.admin_socket()).status().await?;
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&status)?),
         OutputFormat::Table => print!("{}{}", leader(&status), table(&status)),
@@ -65,35 +66,11 @@ fn row(cluster: &str, agent: &AgentStatus) -> [String; COLUMNS.len()] {
         agent.loss.map_or_else(|| "-".to_owned(), |loss| format!("{:.1} %", loss * 100.0)),
         agent.open_streams.to_string(),
         agent.requests.to_string(),
-        bytes(agent.bytes_to_clients),
+        bytes(agent.bytes_to_clients as f64),
         if agent.upstream_error.is_empty() {
             format!("{:.1} ms", agent.upstream_latency_ms)
         } else {
             agent.upstream_error.clone()
         },
     ]
-}
-
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn byte_counts_are_short() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(5 << 30), "5.0 GiB");
-    }
 }

@@ -165,9 +165,18 @@ sink = "none"
 # queue_length = 16384
 
 [admin]
-# Where to answer /metrics (Prometheus), /healthz, /readyz and /api/v1/status over plain HTTP. Nobody is authenticated
-# there: keep it on loopback or in a private network.
+# Where to answer over plain HTTP: the dashboard (/), /metrics (Prometheus), /healthz, /readyz and /api/v1/. Nobody is
+# authenticated there: keep it on loopback or in a private network. From elsewhere `ssh -L 9443:127.0.0.1:9443` leads there.
 # listen = "127.0.0.1:9443"
+# Names besides localhost and IP addresses by which it may be asked.
+# hosts = ["stub.internal"]
+# Whether callers from other hosts may see the dashboard and /api/v1/ too, which tell of users and their requests. Metrics and
+# health they always may.
+# remote_dashboard = false
+
+[tracing]
+# An OpenTelemetry collector that takes a span of each request over OTLP/HTTP. Agents have --otlp-endpoint.
+# otlp_endpoint = "http://127.0.0.1:4318"
 
 [agents]
 # How long an agent's certificate is valid; agents renew theirs when two thirds are over.

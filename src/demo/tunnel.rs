@@ -21,7 +21,7 @@ use crate::pki::{
     AuthorityError, DirectoryStore, FileError, HostName, JoinToken, StoreError, StubKeys, StubKeysError, TokenError,
     private_file,
 };
-use crate::stub::admin::{self, StatusError};
+use crate::stub::admin::{AdminClient, StatusError};
 use crate::stub::{KnownClusters, StartError, Stub, StubConfig};
 use crate::wire::{AuthMode, ClusterId};
 
@@ -31,6 +31,7 @@ use crate::wire::{AuthMode, ClusterId};
 pub struct DemoTunnel {
     directory: ScratchDirectory,
     address: SocketAddr,
+    admin_address: Option<SocketAddr>,
     admin_socket: PathBuf,
     agent_shutdown: CancellationToken,
     shutdown: CancellationToken,
@@ -152,8 +153,10 @@ impl DemoTunnel {
         let admin_socket = config.admin_socket();
         let stub = Stub::bind(config).await.map_err(|error| at_port(error, port))?;
         let address = stub.local_address()?;
+        let admin_address = stub.admin_address();
         let (agent_shutdown, shutdown) = (CancellationToken::new(), CancellationToken::new());
-        let mut demo = Self { directory, address, admin_socket, agent_shutdown, shutdown, parts: JoinSet::new() };
+        let parts = JoinSet::new();
+        let mut demo = Self { directory, address, admin_address, admin_socket, agent_shutdown, shutdown, parts };
         private_file::write(&demo.stub_settings(), settings(address.port()).as_bytes())?;
         private_file::write(&demo.kubeconfig(), kubeconfig(&keys, address, cluster)?.as_bytes())?;
 
@@ -185,6 +188,11 @@ impl DemoTunnel {
     /// Where the stub listens, TCP and UDP.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the dashboard is.
+    pub fn dashboard(&self) -> Option<String> {
+        self.admin_address.map(|address| format!("http://{address}/"))
     }
 
     /// Waits until the agent has joined and connected, or a part has given up.
@@ -237,7 +245,7 @@ impl DemoTunnel {
 /// Asks the stub until it has an agent.
 async fn agent_connected(admin_socket: &Path) -> Result<(), DemoError> {
     loop {
-        let status = admin::status(admin_socket).await?;
+        let status = AdminClient::new(admin_socket).status().await?;
         if status.clusters.iter().any(|cluster| !cluster.agents.is_empty()) {
             return Ok(());
         }
@@ -257,6 +265,9 @@ public_address = "127.0.0.1:{port}"
 
 [authorization]
 mode = "allow-all"
+
+[admin]
+listen = "127.0.0.1:0"
 
 [limits]
 drain_delay = "0s"
@@ -313,5 +324,6 @@ fn agent_config(
         drain_timeout: DRAIN_TIMEOUT,
         forward: ForwardPolicy::default(),
         response_timeout: RESPONSE_TIMEOUT,
+        otlp_endpoint: None,
     })
 }

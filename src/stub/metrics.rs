@@ -28,8 +28,42 @@ pub struct Metrics {
     latency: Family<LatencyLabels, Histogram, fn() -> Histogram>,
     bytes: Family<BytesLabels, Counter>,
     retries: Family<ClusterLabel, Counter>,
+    rejected_heads: Family<ReasonLabel, Counter>,
+    path_changes: Family<ClusterLabel, Counter>,
     retries_refused: Family<ClusterLabel, Counter>,
     connections: Family<ConnectionLabels, Counter>,
+}
+
+/// Why the head of a request was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejectedHead {
+    /// It is not HTTP.
+    Malformed,
+    /// It is longer than a head may be.
+    TooLarge,
+    /// It did not come in time.
+    TooSlow,
+}
+
+impl RejectedHead {
+    /// What an error of an HTTP connection says of the head; `None` where the error is about something else.
+    pub fn of(error: &hyper::Error) -> Option<Self> {
+        if error.is_parse_too_large() {
+            Some(Self::TooLarge)
+        } else if error.is_parse() {
+            Some(Self::Malformed)
+        } else {
+            error.is_timeout().then_some(Self::TooSlow)
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
+        }
+    }
 }
 
 /// What other parts of the stub count, as it is now.
@@ -39,6 +73,8 @@ pub struct Counted {
     pub audit_events_dropped: u64,
     /// Times that the audit sink failed.
     pub audit_failures: u64,
+    /// Spans that were lost.
+    pub spans_dropped: u64,
     /// The rules in force, and how often the policy file was bad; `None` without a policy file.
     pub policy: Option<(usize, u64)>,
 }
@@ -53,6 +89,11 @@ struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabel {
     code: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -105,20 +146,24 @@ impl EncodeLabelValue for ClusterId {
 /// A gauge that takes fractions.
 type Fraction = Gauge<f64, AtomicU64>;
 
-impl Metrics {
+impl Default for Metrics {
     /// Nothing counted yet.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             requests: Family::default(),
             refused: Family::default(),
+            rejected_heads: Family::default(),
             latency: Family::new_with_constructor(latency_histogram),
             bytes: Family::default(),
             retries: Family::default(),
+            path_changes: Family::default(),
             retries_refused: Family::default(),
             connections: Family::default(),
         }
     }
+}
 
+impl Metrics {
     /// Counts an answer whose head goes to the client.
     pub fn answered(&self, facts: &RequestFacts) {
         let Some(code) = facts.code().map(|code| u32::from(code.as_u16())) else { return };
@@ -140,6 +185,16 @@ impl Metrics {
     /// The counter of a cluster's requests that were tried at another agent.
     pub fn retries(&self, cluster: &ClusterId) -> Counter {
         self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
+    }
+
+    /// Counts an agent of a cluster that is seen at another address than before.
+    pub fn path_changed(&self, cluster: &ClusterId) {
+        self.path_changes.get_or_create(&ClusterLabel { cluster: cluster.to_string() }).inc();
+    }
+
+    /// Counts a request head that never became a request.
+    pub fn head_rejected(&self, reason: RejectedHead) {
+        self.rejected_heads.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
     }
 
     /// The counter of a cluster's requests that were not tried again because too many had been.
@@ -197,6 +252,10 @@ impl Metrics {
             self.connections.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
+        let help = "Request heads over HTTP/1.1 that never became a request: malformed, too large, too slow";
+        registry.register("rejected_heads", help, self.rejected_heads.clone());
+        let help = "Times that a connected agent was seen at another address than before";
+        registry.register("agent_path_changes", help, self.path_changes.clone());
         registry.register(
             "dispatch_retries_refused",
             "Requests that were not tried at another agent because too many had been",
@@ -211,9 +270,10 @@ fn register_counted(registry: &mut Registry, counted: Counted) {
         counter.inc_by(value);
         counter
     };
-    let Counted { audit_events_dropped, audit_failures, policy } = counted;
+    let Counted { audit_events_dropped, audit_failures, spans_dropped, policy } = counted;
     registry.register("audit_events_dropped", "Audit events that were lost", counter(audit_events_dropped));
     registry.register("audit_failures", "Times that the audit sink failed", counter(audit_failures));
+    registry.register("trace_spans_dropped", "Spans that the collector did not take", counter(spans_dropped));
     if let Some((rules, failures)) = policy {
         let gauge: Gauge = Gauge::default();
         gauge.set(i64::try_from(rules).unwrap_or(i64::MAX));
@@ -277,19 +337,27 @@ fn verb_class(request: &RequestInfo) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
     fn status() -> StubStatus {
-        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), election: None, clusters: Vec::new() }
+        StubStatus {
+            stub: "s".to_owned(),
+            version: "1.2.3".to_owned(),
+            started_at: Timestamp::UNIX_EPOCH,
+            election: None,
+            clusters: Vec::new(),
+        }
     }
 
     #[test]
     fn what_is_counted_is_shown() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let bytes = metrics.bytes(&"eu".parse().unwrap());
         bytes.sent.inc_by(5);
         metrics.retries(&"eu".parse().unwrap()).inc();
-        let counted = Counted { audit_events_dropped: 3, audit_failures: 0, policy: Some((7, 1)) };
+        let counted = Counted { audit_events_dropped: 3, policy: Some((7, 1)), ..Counted::default() };
         let text = metrics.text(&status(), counted).unwrap();
         for line in [
             "qtunnel_client_traffic_bytes_total{cluster=\"eu\",direction=\"to_client\"} 5",

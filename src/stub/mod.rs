@@ -4,6 +4,7 @@
 //! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
 //! [`select::AgentSelector`], [`sessions::SessionStore`].
 
+pub mod activity;
 pub mod admin;
 pub mod audit;
 mod authenticate;
@@ -32,6 +33,7 @@ mod route;
 pub mod select;
 pub mod sessions;
 mod shared;
+mod span;
 mod tunnel;
 
 use std::io;
@@ -47,7 +49,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use config::{AdminConfig, AuthorizationConfig, ConfigError, StubConfig};
 pub use dial::DialError;
 pub use handle::StubHandle;
 pub use revocation::RevocationError;
@@ -60,6 +62,7 @@ use crate::pki::{
     PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
     tcp_tunnel_server_config, tunnel_server_config,
 };
+use crate::trace::{Exporter, Tracer};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
@@ -68,8 +71,8 @@ use dispatch::Patience;
 use drain::Drain;
 use election::{Alone, Election, LeaseElection};
 use front::tcp::PortTls;
-use metrics::Metrics;
 use open_requests::OpenRequests;
+use record::Watchers;
 use registry::Registry;
 use retry_budget::RetryBudgets;
 use revocation::RevokedAgents;
@@ -85,6 +88,7 @@ pub struct Stub {
     admin: UnixListener,
     tls: PortTls,
     audit_writer: Option<AuditWriter>,
+    exporter: Option<Exporter>,
     admin_listener: Option<TcpListener>,
     reload: Arc<Notify>,
 }
@@ -166,6 +170,9 @@ impl Stub {
         let keys = load_keys(&config).await?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
+        let (tracer, exporter) =
+            config.tracing.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-stub", endpoint)).unzip();
+        let tracer = tracer.unwrap_or_default();
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
         let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
         let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
@@ -183,17 +190,18 @@ impl Stub {
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
-            Some(address) => Some(admin_listener(address).await?),
+            Some(address) => Some(admin_listener(address, &config.admin).await?),
             None => None,
         };
         let instance = rand::random();
         let election = election_of(&config, instance).await?;
         let shared = Arc::new(Shared {
+            started_at: SystemTime::now(),
             authenticator: Authenticator::new(tokens),
             authorizer,
             policy_file,
             audit,
-            metrics: Arc::new(Metrics::new()),
+            watchers: Watchers { tracer, ..Watchers::default() },
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(config.agents.selector.selector()),
             retry_budgets: RetryBudgets::default(),
@@ -214,12 +222,17 @@ impl Stub {
             election,
             config,
         });
-        Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
+        Ok(Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload: Arc::default() })
     }
 
     /// The address that is listened on, TCP and UDP.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.front.local_addr()
+    }
+
+    /// The admin address, where the dashboard is; `None` where none is configured.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_listener.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// What this program can do with the stub while it runs.
@@ -235,7 +248,7 @@ impl Stub {
 
     /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
+        let Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
@@ -264,8 +277,14 @@ impl Stub {
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
+            stopped.run_until_cancelled(shared.watchers.activity.sample(&shared.registry)),
             stopped.run_until_cancelled(shared.revoked.follow(&shared.registry)),
             write_audit_log(audit_writer, &stopped),
+            async {
+                if let Some(exporter) = exporter {
+                    exporter.run(stopped.clone()).await;
+                }
+            },
         );
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
@@ -343,11 +362,12 @@ fn session_store(config: &StubConfig, keys: &StubKeys) -> Arc<dyn SessionStore> 
     }))
 }
 
-async fn admin_listener(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let listener = admin::listen(address).await.map_err(|source| StartError::AdminAddress { address, source })?;
+async fn admin_listener(address: SocketAddr, settings: &AdminConfig) -> Result<TcpListener, StartError> {
+    let listener =
+        admin::listen(address, settings).await.map_err(|source| StartError::AdminAddress { address, source })?;
     // Where port 0 was asked for, people have to learn which one it is.
     if let Ok(address) = listener.local_addr() {
-        tracing::info!(%address, "admin address listens");
+        tracing::info!(%address, "admin address listens, with the dashboard at http://{address}/");
     }
     Ok(listener)
 }

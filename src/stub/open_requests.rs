@@ -1,17 +1,25 @@
-//! The requests that are open now, so that one which is not allowed any more can be ended, and all of them at a stop.
+//! The requests that are open now, so that one which is not allowed any more can be ended, and all of them at a stop; and
+//! for those who watch.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
+use super::meter::Meter;
+use super::record::RequestFacts;
+use crate::wire::{AgentName, ClusterId};
 
 /// The open requests.
 #[derive(Debug, Default)]
 pub struct OpenRequests {
-    requests: Mutex<HashMap<u64, Arc<Entry>>>,
+    /// By the order in which they came.
+    requests: Mutex<BTreeMap<u64, Arc<Entry>>>,
     next_id: AtomicU64,
     stopping: AtomicBool,
 }
@@ -20,7 +28,6 @@ pub struct OpenRequests {
 #[derive(Debug)]
 pub struct OpenRequest {
     requests: Arc<OpenRequests>,
-    id: u64,
     entry: Arc<Entry>,
 }
 
@@ -35,9 +42,27 @@ pub enum Ending {
     Stopping,
 }
 
+/// Where an open request came from, and when.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Its name in every log.
+    pub audit_id: String,
+    /// When it came, by the clock.
+    pub received_at: Timestamp,
+    /// When it came, to measure how long it takes.
+    pub started: Instant,
+    /// The client's address.
+    pub source: IpAddr,
+}
+
+/// An open request as those see it who watch.
 #[derive(Debug)]
-struct Entry {
+pub struct Entry {
+    id: u64,
     attributes: Arc<OwnedAttributes>,
+    origin: Origin,
+    meter: Meter,
+    agent: OnceLock<AgentName>,
     cancelled: CancellationToken,
     /// Set before `cancelled`.
     ending: OnceLock<Ending>,
@@ -46,19 +71,34 @@ struct Entry {
 impl OpenRequests {
     /// Notes an open request. Do it before the request is authorized: a right that is taken away in between is then
     /// noticed either there or here.
-    pub fn open(self: &Arc<Self>, attributes: OwnedAttributes) -> OpenRequest {
+    pub fn open(self: &Arc<Self>, attributes: OwnedAttributes, origin: Origin, meter: Meter) -> OpenRequest {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry {
+            id,
+            origin,
+            meter,
+            agent: OnceLock::new(),
             attributes: Arc::new(attributes),
             cancelled: CancellationToken::new(),
             ending: OnceLock::new(),
         });
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, entry.clone());
         // Looked at afterwards: a stop in between finds the request among the open ones.
         if self.stopping.load(Ordering::SeqCst) {
             entry.end(Ending::Stopping);
         }
-        OpenRequest { requests: self.clone(), id, entry }
+        OpenRequest { requests: self.clone(), entry }
+    }
+
+    /// How many are open, and the newest of them, up to `limit`: of a cluster, or of all.
+    pub fn newest(&self, cluster: Option<&ClusterId>, limit: usize) -> (usize, Vec<Arc<Entry>>) {
+        let requests = self.lock();
+        let wanted = |entry: &&Arc<Entry>| cluster.is_none_or(|cluster| entry.attributes.cluster == *cluster);
+        let total = match cluster {
+            None => requests.len(),
+            Some(_) => requests.values().filter(wanted).count(),
+        };
+        (total, requests.values().rev().filter(wanted).take(limit).cloned().collect())
     }
 
     /// How many there are.
@@ -95,13 +135,46 @@ impl OpenRequests {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Entry>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Entry>>> {
         // Nothing that holds the lock leaves the map half changed.
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Origin {
+    /// Where the request of these facts came from.
+    pub fn of(facts: &RequestFacts) -> Self {
+        let RequestFacts { audit_id, received_at, started, source, .. } = facts;
+        Self { audit_id: audit_id.clone(), received_at: *received_at, started: *started, source: *source }
+    }
+}
+
 impl Entry {
+    /// A number that no other request of this process has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What it is about.
+    pub fn attributes(&self) -> &OwnedAttributes {
+        &self.attributes
+    }
+
+    /// Where it came from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// How much was carried.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Who carries it; `None` while it waits for an agent and an answer.
+    pub fn agent(&self) -> Option<&AgentName> {
+        self.agent.get()
+    }
+
     fn revoke(&self, why: String) {
         let revoked = Ending::Revoked(why);
         let OwnedAttributes { user, cluster, request, .. } = &*self.attributes;
@@ -122,6 +195,17 @@ impl OpenRequest {
         &self.entry.attributes
     }
 
+    /// What counts its bytes.
+    pub fn meter(&self) -> &Meter {
+        &self.entry.meter
+    }
+
+    /// Notes who has answered it.
+    pub fn carried_by(&self, agent: &AgentName) {
+        // It is answered once.
+        let _ = self.entry.agent.set(agent.clone());
+    }
+
     /// Why the request has to end, if it has to.
     pub fn ending(&self) -> Option<&Ending> {
         self.entry.ending.get()
@@ -135,7 +219,7 @@ impl OpenRequest {
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        self.requests.lock().remove(&self.id);
+        self.requests.lock().remove(&self.entry.id);
     }
 }
 
@@ -195,10 +279,32 @@ mod tests {
         }
     }
 
+    fn open(requests: &Arc<OpenRequests>, user: &str) -> OpenRequest {
+        let origin = Origin {
+            audit_id: user.to_owned(),
+            received_at: Timestamp::now(),
+            started: Instant::now(),
+            source: IpAddr::from([192, 0, 2, 1]),
+        };
+        requests.open(attributes(user), origin, Meter::default())
+    }
+
+    #[test]
+    fn those_who_watch_see_the_newest_first_and_how_many_there_are() {
+        let requests = Arc::new(OpenRequests::default());
+        let opened = ["alice", "bob", "carol"].map(|user| open(&requests, user));
+        let (total, newest) = requests.newest(None, 2);
+        let users: Vec<&str> = newest.iter().map(|entry| entry.attributes().user.user.as_str()).collect();
+        assert_eq!((total, users), (3, vec!["carol", "bob"]));
+        assert_eq!(requests.newest(Some(&"us".parse().unwrap()), 2).0, 0);
+        opened[2].carried_by(&"a1".parse().unwrap());
+        assert_eq!(newest[0].agent().map(AgentName::as_str), Some("a1"));
+    }
+
     #[tokio::test]
     async fn a_request_that_is_not_allowed_any_more_is_told_so() {
         let (requests, authorizer) = (Arc::new(OpenRequests::default()), Arc::new(Switch::new()));
-        let (alice, bob) = (requests.open(attributes("alice")), requests.open(attributes("bob")));
+        let (alice, bob) = (open(&requests, "alice"), open(&requests, "bob"));
         let following = tokio::spawn(requests.clone().follow(authorizer.clone()));
         tokio::task::yield_now().await;
         assert_eq!(alice.ending(), None);
@@ -212,7 +318,7 @@ mod tests {
     #[tokio::test]
     async fn an_authorizer_that_cannot_decide_ends_what_is_open() {
         let (requests, authorizer) = (Arc::new(OpenRequests::default()), Switch::new());
-        let alice = requests.open(attributes("alice"));
+        let alice = open(&requests, "alice");
         authorizer.broken.store(true, Ordering::Relaxed);
         requests.authorize_again(&authorizer).await;
         assert!(alice.ending().is_some());
@@ -221,16 +327,16 @@ mod tests {
     #[test]
     fn a_stop_ends_what_is_open_and_what_comes_later() {
         let requests = Arc::new(OpenRequests::default());
-        let before = requests.open(attributes("alice"));
+        let before = open(&requests, "alice");
         requests.stop();
-        let after = requests.open(attributes("alice"));
+        let after = open(&requests, "alice");
         assert_eq!([before.ending(), after.ending()], [Some(&Ending::Stopping); 2]);
     }
 
     #[test]
     fn a_request_that_has_ended_is_forgotten() {
         let requests = Arc::new(OpenRequests::default());
-        let request = requests.open(attributes("alice"));
+        let request = open(&requests, "alice");
         assert_eq!(requests.lock().len(), 1);
         drop(request);
         assert!(requests.lock().is_empty());

@@ -1,4 +1,5 @@
-//! What is known of one request, and the three places it is told to: the access log, the audit log, the metrics.
+//! What is known of one request, and the places it is told to: the access log, the audit log, the metrics, and those who
+//! watch.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,12 +9,15 @@ use http::header::{HeaderMap, USER_AGENT};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 
+use super::activity::Activity;
 use super::audit::Trail;
 use super::authorize::{Decision, OwnedAttributes};
 use super::meter::Meter;
 use super::metrics::Metrics;
-use super::open_requests::Ending;
+use super::open_requests::{Ending, OpenRequest};
+use super::span;
 use crate::kube::{Status, without_secrets};
+use crate::trace::{ActiveSpan, SpanKind, Tracer};
 use crate::wire::{AgentName, ClusterId, Identity};
 
 /// The longest `User-Agent` that is kept, in characters (`maxUserAgentLength` in `apiserver/pkg/audit/request.go`).
@@ -25,7 +29,18 @@ const MAX_USER_AGENT: usize = 1024;
 pub struct RequestRecord {
     facts: RequestFacts,
     trail: Trail,
-    metrics: Arc<Metrics>,
+    watchers: Watchers,
+}
+
+/// Those who are told of every request.
+#[derive(Debug, Clone, Default)]
+pub struct Watchers {
+    /// What counts for ever.
+    pub metrics: Arc<Metrics>,
+    /// What remembers the last minutes.
+    pub activity: Arc<Activity>,
+    /// What tells of spans.
+    pub tracer: Tracer,
 }
 
 /// What is known of a request.
@@ -61,6 +76,8 @@ pub struct RequestFacts {
     pub meter: Meter,
     /// How it ended.
     pub end: End,
+    /// Its span, where somebody collects spans.
+    pub span: Option<ActiveSpan>,
 }
 
 /// The head of an answer.
@@ -91,7 +108,7 @@ pub enum End {
 
 impl RequestRecord {
     /// A request that has just come from `source`. Nothing is told to the audit log before [`RequestRecord::audit`].
-    pub fn new<B>(request: &http::Request<B>, source: IpAddr, metrics: &Arc<Metrics>) -> Self {
+    pub fn new<B>(request: &http::Request<B>, source: IpAddr, watchers: &Watchers) -> Self {
         let facts = RequestFacts {
             audit_id: new_audit_id(),
             received_at: Timestamp::now(),
@@ -108,8 +125,9 @@ impl RequestRecord {
             answer: None,
             meter: Meter::default(),
             end: End::ClientGone,
+            span: watchers.tracer.begin(SpanKind::Server, request.headers()),
         };
-        Self { facts, trail: Trail::default(), metrics: metrics.clone() }
+        Self { facts, trail: Trail::default(), watchers: watchers.clone() }
     }
 
     /// What is known so far.
@@ -137,9 +155,9 @@ impl RequestRecord {
     ///
     /// # Errors
     /// The audit log takes nothing at the moment, and may lose nothing.
-    pub async fn understood(&mut self, attributes: &Arc<OwnedAttributes>) -> Result<(), Status> {
-        self.facts.meter = Meter::for_cluster(self.metrics.bytes(&attributes.cluster));
-        self.facts.attributes = Some(attributes.clone());
+    pub async fn understood(&mut self, open: &OpenRequest) -> Result<(), Status> {
+        self.facts.meter = open.meter().clone();
+        self.facts.attributes = Some(open.attributes().clone());
         self.trail.received(&self.facts).await
     }
 
@@ -152,7 +170,9 @@ impl RequestRecord {
     pub fn answered(&mut self, answer: GivenAnswer, agent: Option<AgentName>) {
         self.facts.answer = Some(answer);
         self.facts.agent = agent;
-        self.metrics.answered(&self.facts);
+        let Watchers { metrics, activity, .. } = &self.watchers;
+        metrics.answered(&self.facts);
+        activity.answered(&self.facts, metrics);
         self.trail.response_started(&self.facts);
     }
 
@@ -188,6 +208,8 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         self.facts.log();
         self.trail.complete(&self.facts);
+        self.watchers.activity.ended(&self.facts);
+        span::describe(&mut self.facts);
     }
 }
 

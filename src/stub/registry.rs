@@ -42,6 +42,7 @@ pub struct AgentLink {
     /// How long it may go without a report before it is late.
     patience: Duration,
     path: watch::Receiver<PathState>,
+    path_changes: AtomicU64,
     leaving: CancellationToken,
     state: Mutex<LinkState>,
     traffic: Arc<Traffic>,
@@ -250,6 +251,7 @@ impl AgentLink {
             is_early,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
+            path_changes: AtomicU64::new(0),
             leaving: CancellationToken::new(),
             state: Mutex::new(LinkState {
                 heard_at: Instant::now(),
@@ -317,6 +319,16 @@ impl AgentLink {
     /// Whether it waits until its API server is the cluster's.
     pub fn is_waiting(&self) -> bool {
         self.state().waiting
+    }
+
+    /// Notes that the agent is seen at another address than before.
+    pub fn moved(&self) {
+        self.path_changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was.
+    pub fn path_changes(&self) -> u64 {
+        self.path_changes.load(Ordering::Relaxed)
     }
 
     /// The agent's latest report.

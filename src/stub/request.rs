@@ -19,8 +19,8 @@ use super::event_stream::EventStream;
 use super::farewell::UpgradedSocket;
 use super::front::ClientConnection;
 use super::front::tcp::ClientSocket;
-use super::meter::MeteredSocket;
-use super::open_requests::{Ending, OpenRequest};
+use super::meter::{Meter, MeteredSocket};
+use super::open_requests::{Ending, OpenRequest, Origin};
 use super::record::{GivenAnswer, RequestRecord};
 use super::registry::OpenStream;
 use super::route::Route;
@@ -50,7 +50,7 @@ where
     B::Error: std::fmt::Display + Send,
 {
     let version = request.version();
-    let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.metrics);
+    let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.watchers);
     let audit_id = HeaderValue::try_from(&record.facts().audit_id);
     let answer = answer(&shared, &connection, request, &mut record).await;
     let mut response = match answer {
@@ -139,10 +139,14 @@ where
         true => say_that_the_body_is_empty(&mut head),
         false => check_that_a_body_is_expected(&head)?,
     }
+    if let Some(span) = &record.facts().span {
+        span.context().write(&mut head.headers);
+    }
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
-    let open = shared.open_requests.open(attributes(&head, &route.cluster, info));
-    record.understood(open.attributes()).await?;
+    let meter = Meter::for_cluster(shared.watchers.metrics.bytes(&route.cluster));
+    let open = shared.open_requests.open(attributes(&head, &route.cluster, info), Origin::of(record.facts()), meter);
+    record.understood(&open).await?;
     authorize(&*shared.authorizer, open.attributes(), record).await?;
 
     let outgoing = Outgoing {
@@ -154,8 +158,8 @@ where
         meter: record.facts().meter.clone(),
         retries: Retries {
             budget: shared.retry_budgets.of(&route.cluster),
-            made: shared.metrics.retries(&route.cluster),
-            refused: shared.metrics.retries_refused(&route.cluster),
+            made: shared.watchers.metrics.retries(&route.cluster),
+            refused: shared.watchers.metrics.retries_refused(&route.cluster),
         },
     };
     let exchange = tokio::select! {
@@ -272,6 +276,7 @@ async fn passed_on(
     drain: &Drain,
 ) -> Result<Answer, Status> {
     let Exchange { head, frames, sender, upload, stream, agent, leaving } = exchange;
+    open.carried_by(&agent);
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;

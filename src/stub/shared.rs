@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use http::HeaderValue;
 use tokio_util::task::TaskTracker;
@@ -13,8 +14,8 @@ use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::Election;
-use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
+use super::record::Watchers;
 use super::registry::Registry;
 use super::retry_budget::RetryBudgets;
 use super::revocation::RevokedAgents;
@@ -26,6 +27,8 @@ use crate::wire::ClusterId;
 /// The shared parts of a running stub.
 #[derive(Debug)]
 pub struct Shared {
+    /// Since when it runs.
+    pub started_at: SystemTime,
     /// The settings.
     pub config: StubConfig,
     /// Made when the process starts: by it agents know whether two addresses lead here.
@@ -40,8 +43,8 @@ pub struct Shared {
     pub policy_file: Option<Arc<PolicyFile>>,
     /// Where it is told who did what.
     pub audit: AuditLog,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
+    /// Who is told of every request.
+    pub watchers: Watchers,
     /// The requests that are open now.
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.

@@ -306,7 +306,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     connection.trust();
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
-    shared.metrics.agent_connected(&link);
+    shared.watchers.metrics.agent_connected(&link);
     shared.registry.add(link.clone());
     let end = session.run(sender, receiver).await;
     shared.registry.remove(&link);
@@ -434,6 +434,8 @@ impl Session<'_> {
     fn path_changed(&self, before: PathState, now: PathState) {
         let AgentIdentity { cluster, agent } = &self.link.identity;
         if before.remote != now.remote {
+            self.shared.watchers.metrics.path_changed(cluster);
+            self.link.moved();
             tracing::info!(%cluster, %agent, "agent's path changed from {} to {}", before.remote, now.remote);
         }
         match (before.suspect_since, now.suspect_since) {

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod balancer;
+pub mod browser;
 pub mod capture;
 pub mod conversation;
 pub mod echo;

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use super::eventually;
 
@@ -44,6 +44,11 @@ impl Terminal {
         tcsetwinsize(&self.main, size).unwrap();
     }
 
+    /// What the terminal does with what is typed.
+    pub fn modes(&self) -> LocalModes {
+        tcgetattr(&self.main).unwrap().local_modes
+    }
+
     /// Types.
     pub fn type_keys(&mut self, keys: &str) {
         self.main.write_all(keys.as_bytes()).unwrap();
@@ -54,6 +59,45 @@ impl Terminal {
         eventually(&format!("{text:?} on the terminal, which shows {:?}", self.text()), || {
             Some(self.text()).filter(|shown| shown.contains(text))
         })
+    }
+
+    /// Waits until `text` stands on the screen of a program that draws one.
+    pub fn wait_for_on_screen(&self, text: &str) {
+        eventually(&format!("{text:?} on the screen:\n{}", self.screen()), || {
+            self.screen().contains(text).then_some(())
+        });
+    }
+
+    /// The screen as it stands after everything that has been shown: of its control sequences (ECMA-48) only those that
+    /// move the cursor to a place (CUP) and clear the screen (ED) mean something here.
+    pub fn screen(&self) -> String {
+        let mut lines: Vec<Vec<char>> = Vec::new();
+        let (mut row, mut column) = (0, 0);
+        let text = self.text();
+        let mut letters = text.chars();
+        while let Some(letter) = letters.next() {
+            if letter != '\x1b' {
+                lines.resize(lines.len().max(row + 1), Vec::new());
+                let length = lines[row].len().max(column + 1);
+                lines[row].resize(length, ' ');
+                lines[row][column] = letter;
+                column += 1;
+                continue;
+            }
+            let mut parameters = String::new();
+            let end = letters.find(|&letter| {
+                parameters.push(letter);
+                letter.is_ascii_alphabetic()
+            });
+            match (end, parameters.trim_matches(['[', 'H']).split_once(';')) {
+                (Some('H'), Some((line, cell))) => {
+                    (row, column) = (line.parse::<usize>().unwrap() - 1, cell.parse::<usize>().unwrap() - 1);
+                }
+                (Some('J'), _) => lines.clear(),
+                _ => {}
+            }
+        }
+        lines.into_iter().map(|line| line.into_iter().collect::<String>() + "\n").collect()
     }
 
     /// Everything that has been shown.

@@ -10,6 +10,7 @@ use crate::agent::{AddressPattern, StubAddress};
 use crate::carrier::CongestionControl;
 use crate::cli::manifest::{ImageName, ImpersonatedGroup, ImpersonatedUser, Namespace};
 use crate::pki::JoinToken;
+use crate::trace::OtlpEndpoint;
 
 pub(super) const AGENT_EXAMPLES: &str = "\
 Examples:
@@ -120,6 +121,9 @@ pub struct AgentArgs {
     /// How congestion on the way to the stub is controlled [default: cubic].
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,
+    /// An OpenTelemetry collector that takes spans of requests over OTLP/HTTP: http://HOST:4318 [default: none].
+    #[arg(long, env = "QTUNNEL_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// Which carriers an agent uses.

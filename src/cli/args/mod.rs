@@ -7,6 +7,7 @@ mod policy;
 mod status;
 mod stub;
 mod token;
+mod top;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -18,12 +19,14 @@ pub use policy::{CheckedObject, CheckedResource, PolicyCheckArgs, PolicyCommand}
 pub use status::StatusArgs;
 pub use stub::{StubAction, StubCommand, StubInitArgs, StubRunArgs};
 pub use token::{TokenCommand, TokenCreateArgs};
+pub use top::TopArgs;
 
 use agent::AGENT_EXAMPLES;
 use demo::{DEMO_EXAMPLES, SAMPLE_API_EXAMPLES};
 use kubeconfig::KUBECONFIG_EXAMPLES;
 use status::STATUS_EXAMPLES;
 use stub::STUB_EXAMPLES;
+use top::TOP_EXAMPLES;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -39,7 +42,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "QTUNNEL_LOG_FORMAT", default_value = "human", value_name = "FORMAT")]
     pub log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or a filter such as `info,qtunnel::access=off`
-    /// [default: info; for `demo`: warn].
+    /// [default: info; for `demo`: warn; for `top`: off].
     #[arg(long, global = true, env = "QTUNNEL_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// The command.
@@ -86,6 +89,9 @@ pub enum Command {
     /// Show clusters, agents and their connections at a running stub.
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Watch clusters, agents and requests of a running stub in the terminal.
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(TopArgs),
     /// Run stub, agent and a sample Kubernetes API in this process, check them, and stay up.
     #[command(after_help = DEMO_EXAMPLES)]
     Demo(DemoArgs),
@@ -105,6 +111,8 @@ impl Command {
     pub fn default_log(&self) -> &'static str {
         match self {
             Self::Demo(_) => "warn",
+            // Log lines would be written across the screen.
+            Self::Top(_) => "off",
             _ => "info",
         }
     }

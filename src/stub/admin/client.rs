@@ -1,17 +1,20 @@
 //! Asking a running stub on this machine what it is doing.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{STATUS_PATH, StubStatus};
+use super::requests::MAX_LIMIT;
+use super::{INCIDENTS_PATH, REQUESTS_PATH, RequestList, SERIES_PATH, STATUS_PATH, StubStatus};
+use crate::stub::activity::{Incident, Series};
 
 /// How long the stub may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,10 +22,42 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest status that is read, in bytes.
 const MAX_STATUS: usize = 64 << 20;
 
-/// Asks the stub behind the socket at `path`.
-pub async fn status(path: &Path) -> Result<StubStatus, StatusError> {
-    let body = timeout(PATIENCE, get(path, STATUS_PATH)).await.map_err(|_elapsed| StatusError::TimedOut)??;
-    Ok(serde_json::from_slice(&body)?)
+/// Asks a running stub through its admin socket.
+#[derive(Debug, Clone)]
+pub struct AdminClient {
+    socket: PathBuf,
+}
+
+impl AdminClient {
+    /// Asks the stub behind the socket at `path`.
+    pub fn new(path: &Path) -> Self {
+        Self { socket: path.to_owned() }
+    }
+
+    /// Its clusters and agents.
+    pub async fn status(&self) -> Result<StubStatus, StatusError> {
+        self.ask(STATUS_PATH).await
+    }
+
+    /// Its open requests.
+    pub async fn requests(&self) -> Result<RequestList, StatusError> {
+        self.ask(&format!("{REQUESTS_PATH}?limit={MAX_LIMIT}")).await
+    }
+
+    /// Its recent denials and errors.
+    pub async fn incidents(&self) -> Result<Vec<Incident>, StatusError> {
+        self.ask(INCIDENTS_PATH).await
+    }
+
+    /// The last minutes of all clusters together.
+    pub async fn series(&self) -> Result<Series, StatusError> {
+        self.ask(SERIES_PATH).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, StatusError> {
+        let body = timeout(PATIENCE, get(&self.socket, path)).await.map_err(|_elapsed| StatusError::TimedOut)??;
+        Ok(serde_json::from_slice(&body)?)
+    }
 }
 
 /// Why the status of a stub could not be had.

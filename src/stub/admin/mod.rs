@@ -1,19 +1,28 @@
 //! Where a running stub tells what it is doing, over plain HTTP: on a Unix socket in its state directory, which only the
 //! owner may open (`qtunnel status` asks there), and on a TCP address where one is configured.
 //!
+//! - `/`: the dashboard, for people with a browser.
 //! - `/metrics`: for Prometheus, in the text format of OpenMetrics.
 //! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop, and with an election while
 //!   another stub leads.
-//! - `/api/v1/status`: [`StubStatus`] as JSON.
+//! - `/api/v1/status`: [`StubStatus`], clusters and agents, as JSON.
+//! - `/api/v1/requests`: [`RequestList`], the requests that are open; at most `?limit=` of them.
+//! - `/api/v1/incidents`: [`Incident`](super::activity::Incident)s, recent denials and errors.
+//! - `/api/v1/series`: [`Series`](super::activity::Series), the last minutes.
 //!
-//! Nobody is authenticated: whoever reaches the address may read all of it. It tells of clusters, agents and numbers, never
-//! of users or requests.
+//! Each of `/api/v1/` may be asked about one cluster: `?cluster=`.
+//!
+//! Nobody is authenticated. Callers from other hosts get metrics and health only, unless the settings say otherwise, and
+//! no answer holds a credential.
 
+mod answer;
+mod caller;
 mod client;
+mod dashboard;
+mod requests;
 mod status;
 
 use std::convert::Infallible;
-use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -21,10 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,15 +39,18 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use client::{StatusError, status};
+pub use client::{AdminClient, StatusError};
+pub use requests::{RequestList, RequestStatus};
 pub use status::{AgentStatus, ClusterStatus, ElectionStatus, StubStatus};
 
-use super::metrics::Counted;
+use super::config::AdminConfig;
 use super::shared::Shared;
-use status::status_of;
+use caller::Caller;
 
-/// The path of the status.
 const STATUS_PATH: &str = "/api/v1/status";
+const REQUESTS_PATH: &str = "/api/v1/requests";
+const INCIDENTS_PATH: &str = "/api/v1/incidents";
+const SERIES_PATH: &str = "/api/v1/series";
 
 /// How long a request's head may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -71,37 +80,6 @@ impl Admin {
         };
         tokio::join!(accept(&admin, &stopped, &socket), on_tcp);
     }
-
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if *request.method() != Method::GET && *request.method() != Method::HEAD {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is possible here");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
-        }
-        match request.uri().path() {
-            "/healthz" => text(StatusCode::OK, "ok"),
-            "/readyz" if self.shared.drain.is_announced() => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
-            "/readyz" if !self.shared.election.leadership().borrow().leads => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "standing by: this stub does not lead")
-            }
-            "/readyz" => text(StatusCode::OK, "ok"),
-            "/metrics" => content(
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                self.shared.metrics.text(&status_of(&self.shared), self.counted()),
-            ),
-            STATUS_PATH => content("application/json", serde_json::to_vec(&status_of(&self.shared))),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /api/v1/status"),
-        }
-    }
-
-    fn counted(&self) -> Counted {
-        let Shared { audit, policy_file, .. } = &*self.shared;
-        Counted {
-            audit_events_dropped: audit.dropped(),
-            audit_failures: audit.failures(),
-            policy: policy_file.as_ref().map(|file| (file.rule_count(), file.failures())),
-        }
-    }
 }
 
 /// Binds the socket at `path` with mode 0600, in place of one that a stub left behind.
@@ -115,11 +93,16 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Binds the TCP address.
-pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Binds the TCP address of the settings, and says who may read there.
+pub async fn listen(address: SocketAddr, settings: &AdminConfig) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address).await?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "whoever reaches the admin address may read metrics and status; nobody is authenticated there");
+    match (address.ip().is_loopback(), settings.remote_dashboard) {
+        (true, _) => {}
+        (false, false) => tracing::warn!(%address, "whoever reaches the admin address may read the metrics"),
+        (false, true) => tracing::warn!(
+            %address,
+            "whoever reaches the admin address may see users and their requests; nobody is authenticated there"
+        ),
     }
     Ok(listener)
 }
@@ -128,22 +111,23 @@ pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 trait Listener {
     type Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn next(&self) -> impl Future<Output = io::Result<Self::Socket>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Socket, Caller)>> + Send;
 }
 
 impl Listener for UnixListener {
     type Socket = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(UnixStream, Caller)> {
+        Ok((self.accept().await?.0, Caller::Owner))
     }
 }
 
 impl Listener for TcpListener {
     type Socket = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(TcpStream, Caller)> {
+        let (socket, address) = self.accept().await?;
+        Ok((socket, Caller::at(address)))
     }
 }
 
@@ -151,22 +135,22 @@ async fn accept(admin: &Arc<Admin>, stopped: &CancellationToken, listener: &impl
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Some(Ok(place)) = stopped.run_until_cancelled(places.clone().acquire_owned()).await {
         let Some(accepted) = stopped.run_until_cancelled(listener.next()).await else { break };
-        let Ok(socket) = accepted else {
+        let Ok((socket, caller)) = accepted else {
             // Mostly a lack of file descriptors: trying again at once would only burn a core.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let admin = admin.clone();
         tokio::spawn(async move {
-            serve(admin, socket).await;
+            serve(admin, socket, caller).await;
             drop(place);
         });
     }
 }
 
-async fn serve(admin: Arc<Admin>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-    let service = service_fn(move |request| {
-        let response = admin.answer(&request);
+async fn serve(admin: Arc<Admin>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, caller: Caller) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = admin.answer(caller, &request);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -175,26 +159,5 @@ async fn serve(admin: Arc<Admin>, socket: impl AsyncRead + AsyncWrite + Unpin + 
         .serve_connection(TokioIo::new(socket), service);
     if let Err(error) = connection.await {
         tracing::debug!("a connection to an admin address ended: {error}");
-    }
-}
-
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(text));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-}
-
-fn content(kind: &'static str, body: Result<impl Into<Bytes>, impl Display>) -> Response<Full<Bytes>> {
-    match body {
-        Ok(body) => {
-            let mut response = Response::new(Full::new(body.into()));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-            response
-        }
-        Err(error) => {
-            tracing::warn!("cannot write an answer of the admin address: {error}");
-            text(StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be written; the log says why")
-        }
     }
 }

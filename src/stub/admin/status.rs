@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::stub::election::Leadership;
 use crate::stub::registry::{AgentLink, Fitness};
 use crate::stub::shared::Shared;
-use crate::wire::AuthMode;
+use crate::wire::{AuthMode, ClusterId};
 
 /// What a stub is doing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct StubStatus {
     pub stub: String,
     /// The version of its software.
     pub version: String,
+    /// Since when it runs.
+    pub started_at: Timestamp,
     /// Who leads, if there is an election.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub election: Option<ElectionStatus>,
@@ -80,6 +82,8 @@ pub struct AgentStatus {
     pub rtt_ms: f64,
     /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1. Unknown over TCP.
     pub loss: Option<f64>,
+    /// How often it was seen at another address since it connected.
+    pub path_changes: u64,
     /// Requests open now.
     pub open_streams: usize,
     /// Requests since it connected.
@@ -90,14 +94,15 @@ pub struct AgentStatus {
     pub bytes_from_clients: u64,
 }
 
-/// What the stub is doing now.
-pub(super) fn status_of(shared: &Shared) -> StubStatus {
+/// What the stub is doing now: with every cluster, or only with one.
+pub(super) fn status_of(shared: &Shared, only: Option<&ClusterId>) -> StubStatus {
     let mut links = shared.registry.all();
     links.sort_by(|a, b| a.identity.agent.cmp(&b.identity.agent));
     let mut clusters = shared.clusters.all().unwrap_or_default();
     clusters.extend(links.iter().map(|link| link.identity.cluster.clone()));
     clusters.sort();
     clusters.dedup();
+    clusters.retain(|id| only.is_none_or(|only| only == id));
     let clusters = clusters.into_iter().map(|id| ClusterStatus {
         api_server: shared.registry.api_server(&id).map(|uid| uid.to_string()),
         agents: links.iter().filter(|link| link.identity.cluster == id).map(|link| agent_status(link)).collect(),
@@ -106,6 +111,7 @@ pub(super) fn status_of(shared: &Shared) -> StubStatus {
     StubStatus {
         stub: shared.config.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: timestamp(shared.started_at),
         election: shared.config.election.as_ref().map(|_| election_status(shared)),
         clusters: clusters.collect(),
     }
@@ -147,6 +153,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         resumed_with_0rtt: link.is_early,
         rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
         loss: path.lost_packets.zip(path.sent_packets).map(|(lost, sent)| lost as f64 / sent.max(1) as f64),
+        path_changes: link.path_changes(),
         open_streams: link.traffic().open_streams(),
         requests: link.traffic().requests(),
         bytes_to_clients,

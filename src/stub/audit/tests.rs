@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::kube::{RequestInfo, RequestPath};
 use crate::stub::authorize::{Decision, OwnedAttributes};
-use crate::stub::metrics::Metrics;
-use crate::stub::record::{GivenAnswer, RequestRecord};
+use crate::stub::meter::Meter;
+use crate::stub::open_requests::{OpenRequests, Origin};
+use crate::stub::record::{GivenAnswer, RequestRecord, Watchers};
 use crate::wire::Identity;
 
 /// Keeps what is written, unless it has to fail.
@@ -51,12 +52,15 @@ async fn make(log: &AuditLog, target: &str, answer: GivenAnswer) -> Result<(), S
         .header("authorization", "Bearer sesame")
         .body(())
         .unwrap();
-    let mut record = RequestRecord::new(&request, "192.0.2.1".parse().unwrap(), &Arc::new(Metrics::new()));
+    let mut record = RequestRecord::new(&request, "192.0.2.1".parse().unwrap(), &Watchers::default());
     record.audit(log.begin().await?);
     let attributes = attributes(request.method(), target, Some(Identity::named("bob")));
     record.set_user(&attributes.user);
     record.set_target(&attributes.cluster, target);
-    record.understood(&attributes).await?;
+    let attributes = Arc::unwrap_or_clone(attributes);
+    let requests = Arc::new(OpenRequests::default());
+    let open = requests.open(attributes, Origin::of(record.facts()), Meter::default());
+    record.understood(&open).await?;
     record.decided(Decision::Allow("rule 1".into()));
     record.answered(answer, Some("agent-1".parse().unwrap()));
     record.complete();

@@ -9,6 +9,7 @@ mod http3;
 mod kubernetes;
 mod limits;
 mod store;
+mod tracing;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use http3::Http3Config;
 pub use kubernetes::KubernetesConfig;
 pub use limits::LimitsConfig;
 pub use store::StoreConfig;
+pub use tracing::TracingConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
 use crate::pki::{Store, StoreError};
@@ -72,6 +74,9 @@ pub struct StubConfig {
     /// Where programs may ask what goes on. Default: only the admin socket.
     #[serde(default)]
     pub admin: AdminConfig,
+    /// Where spans of requests go. Default: nowhere.
+    #[serde(default)]
+    pub tracing: TracingConfig,
     /// How agents are treated.
     #[serde(default)]
     pub agents: AgentsConfig,

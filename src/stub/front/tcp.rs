@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use super::ClientConnection;
 use crate::carrier::Disconnect;
 use crate::pki::CertificateError;
+use crate::stub::metrics::{Metrics, RejectedHead};
 use crate::stub::sessions::ConnectionSessions;
 use crate::stub::shared::Shared;
 use crate::stub::{request, tunnel};
@@ -67,7 +68,9 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
 async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls: PortTls, place: OwnedSemaphorePermit) {
     match handshake(&shared, socket, &tls).await {
         Ok(Accepted::Client(socket)) => {
+            let metrics = shared.watchers.metrics.clone();
             if let Err(error) = serve_client(shared, socket, address).await {
+                error.count(&metrics);
                 tracing::debug!(%address, "a client's connection ended: {error}");
             }
             drop(place);
@@ -94,6 +97,16 @@ enum ConnectionError {
     Certificate(#[from] CertificateError),
     #[error("HTTP: {0}")]
     Http(#[from] hyper::Error),
+}
+
+impl ConnectionError {
+    fn count(&self, metrics: &Metrics) {
+        if let Self::Http(error) = self
+            && let Some(reason) = RejectedHead::of(error)
+        {
+            metrics.head_rejected(reason);
+        }
+    }
 }
 
 /// A connection whose TLS handshake is complete.
