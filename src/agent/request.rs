@@ -11,8 +11,9 @@ use tokio::time::timeout;
 
 use super::access::AccessError;
 use super::shared::Shared;
-use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket, bearer};
+use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket};
 use crate::carrier::{FrameReceiver, FrameSender, ReceivedBody, RecvStream, SendStream, relay, send_body};
+use crate::kube::kubeconfig::bearer;
 use crate::kube::{RequestInfo, RequestPath, headers, impersonation, rewrite_location};
 use crate::wire::{
     AuthMode, ErrorCode, Failure, FailureReason, Frame, FrameReader, Identity, RequestHead, ResponseHead,
