@@ -60,7 +60,7 @@ fn reload_on_hangup(reload: Arc<Notify>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: reading the policy file again");
+            tracing::info!("SIGHUP: reading every file again");
             reload.notify_one();
         }
     });

@@ -25,7 +25,8 @@ mod handshake_tests;
 pub use agent_dir::{AgentKey, AgentState, AgentStateError};
 pub use authority::{AuthorityError, CertificateAuthority, UserCertificate};
 pub use certificate::{
-    AgentIdentity, CertificateError, CertificateFingerprint, InvalidAgentIdentity, Validity, not_after, user_identity,
+    AgentIdentity, CertificateError, CertificateFingerprint, InvalidAgentIdentity, Validity, not_after, serial_number,
+    user_identity,
 };
 pub use credentials::{AgentCredentials, CredentialsError, ServerCredentials};
 pub use host_name::{HostName, InvalidHostName};
@@ -35,8 +36,8 @@ pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
 pub use stub_dir::{StubKeys, StubKeysError};
 pub use tls::{
-    TlsError, enrollment_client_config, front_server_config, tcp_enrollment_client_config, tcp_tunnel_client_config,
-    tcp_tunnel_server_config, tunnel_client_config, tunnel_server_config,
+    TlsError, client_verifier, enrollment_client_config, front_server_config, tcp_enrollment_client_config,
+    tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config, tunnel_server_config,
 };
 pub use token_store::{JoinTokenStore, RedeemError, StoreError};
 pub use user_subject::ReplaceError;

@@ -21,14 +21,14 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::authenticate::ClientCertificate;
 use super::request;
 use super::shared::Shared;
 use super::tunnel;
 use crate::carrier::Disconnect;
-use crate::pki::Validity;
-use crate::pki::{CertificateError, user_identity};
+use crate::pki::CertificateError;
 use crate::wire::limits::MAX_HEAD_LENGTH;
-use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP, Identity};
+use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP};
 
 /// What is known of the connection that requests come over.
 #[derive(Debug)]
@@ -38,16 +38,7 @@ pub struct ClientConnection {
     /// The host name the client asked TLS for (SNI).
     pub server_name: Option<String>,
     /// The client's certificate, if it presented one; TLS has verified it.
-    pub certificate: Option<ClientCertificate>,
-}
-
-/// A client's certificate, parsed once.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    /// Who it names.
-    pub identity: Identity,
-    /// When it is valid.
-    pub validity: Validity,
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// The socket of a client or an agent.
@@ -187,12 +178,7 @@ async fn serve_client(
 impl ClientConnection {
     fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
         let (_, tls) = socket.get_ref();
-        let certificate = match tls.peer_certificates().and_then(|chain| chain.first()) {
-            Some(certificate) => {
-                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
-            }
-            None => None,
-        };
+        let certificate = ClientCertificate::of(tls.peer_certificates().unwrap_or_default())?.map(Arc::new);
         Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })
     }
 }

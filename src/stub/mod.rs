@@ -5,9 +5,10 @@
 
 pub mod admin;
 pub mod audit;
-mod authenticate;
+pub mod authenticate;
 pub mod authorize;
 mod body;
+mod cache;
 pub mod config;
 mod dispatch;
 mod enrollment;
@@ -15,16 +16,19 @@ mod front;
 mod meter;
 mod metrics;
 mod open_requests;
+mod outbound;
 mod record;
 mod registry;
+mod reload;
 mod request;
 mod route;
 mod shared;
 mod tunnel;
+mod webhook_file;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -39,13 +43,12 @@ pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
-use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
 use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
-use authenticate::Authenticator;
+use authenticate::{Authentication, AuthenticationError};
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use front::PortTls;
@@ -76,14 +79,9 @@ pub enum StartError {
     /// What TLS makes of the keys.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The file of static tokens.
-    #[error("the token file {path}: {why}")]
-    TokenFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
+    /// A file that users are known by.
+    #[error(transparent)]
+    Authentication(#[from] AuthenticationError),
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -139,11 +137,12 @@ impl Stub {
         keys.renew_server_certificate_if_due(SystemTime::now())?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
-        let tokens = static_tokens(config.authentication.token_file.as_deref())?;
-        let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
-        let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
+        let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
+        let Authentication { chain, verifier, files } = Authentication::load(&config.authentication, users, agents)?;
+        let followed_files = files.into_iter().chain(policy_file.as_ref().map(PolicyFile::file)).collect();
+        let agent_authority = std::slice::from_ref(agents);
         let tls = PortTls {
-            clients: Arc::new(front_server_config(keys.server(), user_authority)?),
+            clients: Arc::new(front_server_config(keys.server(), verifier)?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
         let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
@@ -156,9 +155,10 @@ impl Stub {
             None => None,
         };
         let shared = Arc::new(Shared {
-            authenticator: Authenticator::new(tokens),
+            authenticator: chain,
             authorizer,
             policy_file,
+            followed_files,
             audit,
             metrics: Arc::new(Metrics::new()),
             open_requests: Arc::new(OpenRequests::default()),
@@ -181,20 +181,20 @@ impl Stub {
         self.front.local_addr()
     }
 
-    /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
-    /// file.
+    /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: policy, tokens,
+    /// issuers, webhooks, authorities, revocation lists, and its own certificate.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }
 
     /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
+        let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: now } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
         let admin = Admin::new(shared.clone(), shutdown.clone()).run(admin, admin_listener, stopped.clone());
-        let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
+        let revocations = shared.open_requests.clone().follow(shared.authenticator.clone(), shared.authorizer.clone());
         let traffic = async {
             tokio::join!(
                 front::run(shared.clone(), front, tls, shutdown.clone()),
@@ -206,7 +206,7 @@ impl Stub {
             traffic,
             admin,
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
-            stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
+            stopped.run_until_cancelled(reload::follow(shared.followed_files.clone(), &now)),
             stopped.run_until_cancelled(revocations),
             write_audit_log(audit_writer, &stopped),
         );
@@ -218,7 +218,7 @@ impl Stub {
 /// An authorizer, and the file that it has to follow.
 struct Authorization {
     authorizer: Arc<dyn Authorizer>,
-    policy_file: Option<Arc<PolicyFile>>,
+    policy_file: Option<PolicyFile>,
 }
 
 impl Authorization {
@@ -227,17 +227,10 @@ impl Authorization {
             AuthorizationConfig::AllowAll {} => Self { authorizer: Arc::new(AllowAll), policy_file: None },
             AuthorizationConfig::DenyAll {} => Self { authorizer: Arc::new(DenyAll), policy_file: None },
             AuthorizationConfig::Policy { policy_file } => {
-                let file = Arc::new(PolicyFile::load(policy_file)?);
-                Self { authorizer: file.clone(), policy_file: Some(file) }
+                let file = PolicyFile::load(policy_file)?;
+                Self { authorizer: Arc::new(file.clone()), policy_file: Some(file) }
             }
         })
-    }
-}
-
-async fn follow(policy_file: Option<&PolicyFile>, now: &Notify) {
-    match policy_file {
-        Some(file) => file.follow(now).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -274,13 +267,6 @@ async fn write_audit_log(writer: Option<AuditWriter>, stopped: &CancellationToke
     if timeout(AUDIT_FLUSH, writing).await.is_err() {
         tracing::error!("some audit events could not be written before the stop and are lost");
     }
-}
-
-fn static_tokens(file: Option<&Path>) -> Result<StaticTokens, StartError> {
-    let Some(path) = file else { return Ok(StaticTokens::default()) };
-    let failed = |why: String| StartError::TokenFile { path: path.to_owned(), why };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    StaticTokens::parse(&text).map_err(|error| failed(error.to_string()))
 }
 
 /// TCP and UDP on the same port. With port 0 the system chooses one for TCP that may be taken for UDP: then it is asked

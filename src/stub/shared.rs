@@ -14,6 +14,7 @@ use super::dispatch::Patience;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
+use super::reload::Reload;
 use crate::pki::{FileError, StubKeys, private_file};
 use crate::wire::ClusterId;
 
@@ -23,11 +24,13 @@ pub struct Shared {
     /// The settings.
     pub config: StubConfig,
     /// Who users are.
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<dyn Authenticator>,
     /// What users may do.
     pub authorizer: Arc<dyn Authorizer>,
     /// The file that the authorizer follows, if there is one.
-    pub policy_file: Option<Arc<PolicyFile>>,
+    pub policy_file: Option<PolicyFile>,
+    /// Files that are read again when they change.
+    pub followed_files: Vec<Arc<dyn Reload>>,
     /// Where it is told who did what.
     pub audit: AuditLog,
     /// What is counted.

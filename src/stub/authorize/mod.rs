@@ -32,9 +32,15 @@ pub trait Authorizer: Debug + Send + Sync {
     /// Whether the request may be made.
     fn authorize<'a>(&'a self, attributes: Attributes<'a>) -> Deciding<'a>;
 
-    /// Counts up whenever an earlier decision may not hold any more. `None`, the default: decisions never change.
+    /// Counts up whenever an earlier decision may not hold any more. `None`, the default: nothing is known of that.
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         None
+    }
+
+    /// Whether decisions may change without that being known here. It is then asked every few seconds about every request
+    /// that is open, and had better remember. Where it cannot decide, they go on for a minute. Default: no.
+    fn decisions_age(&self) -> bool {
+        false
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
-pub use authentication::AuthenticationConfig;
+pub use authentication::{AuthenticationConfig, Method, TokenWebhookConfig};
 pub use authorization::AuthorizationConfig;
 pub use limits::LimitsConfig;
 
@@ -101,11 +101,12 @@ impl StubConfig {
         if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
             *path = directory.join(&path);
         }
-        config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
+        config.authentication.resolve(directory);
         Ok(config)
     }
 
     fn check(&self) -> Result<(), String> {
+        self.authentication.check()?;
         let positive = [
             ("agents.certificate_ttl", self.agents.certificate_ttl),
             ("agents.idle_timeout", self.agents.idle_timeout),
