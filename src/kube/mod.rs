@@ -25,6 +25,7 @@ mod upgrade;
 pub mod user_token;
 mod well_known;
 
+pub(crate) use digest::sha256;
 pub use location::{ForeignLocation, rewrite_location};
 pub(crate) use percent::decode as percent_decode;
 pub use redact::without_secrets;

@@ -34,7 +34,7 @@ pub use join_token::{InvalidJoinToken, JoinToken, RandomFailure, TokenId, TokenS
 pub use pinned_authority::{FingerprintMismatch, find_pinned};
 pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
-pub use stub_dir::{StubKeys, StubKeysError};
+pub use stub_dir::{ServerFiles, StubKeys, StubKeysError};
 pub use tls::{
     TlsError, client_verifier, enrollment_client_config, front_server_config, tcp_enrollment_client_config,
     tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config, tunnel_server_config,

@@ -1,12 +1,14 @@
 //! The stub's directory of keys: three authorities, the server certificate and the join tokens.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use rcgen::KeyPair;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 
 use super::authority::{AuthorityError, CertificateAuthority};
@@ -125,6 +127,32 @@ impl StubKeys {
         &self.tokens
     }
 
+    /// Reads the files of the server certificate, as they are now.
+    ///
+    /// # Errors
+    /// One of them is missing or unreadable.
+    pub fn read_server_files(&self) -> Result<ServerFiles, StubKeysError> {
+        let read = |name| private_file::read(&self.directory.join(name));
+        Ok(ServerFiles { chain: read(SERVER_CERTIFICATE)?, key: read(SERVER_KEY)? })
+    }
+
+    /// Presents the certificate in `files` from now on.
+    ///
+    /// # Errors
+    /// It is damaged, has another issuer than the server authority, or its key belongs to another; the one before it then
+    /// stays in use.
+    pub fn present(&self, files: &ServerFiles) -> Result<(), StubKeysError> {
+        let leaf = CertificateDer::from_pem_slice(&files.chain).map_err(|_| StubKeysError::EmptyChain)?;
+        check_issuer(&leaf, &self.server_authority)?;
+        let key = PrivateKeyDer::from_pem_slice(&files.key).map_err(|error| {
+            StubKeysError::File(FileError::NotAPrivateKey {
+                path: self.directory.join(SERVER_KEY),
+                reason: error.to_string(),
+            })
+        })?;
+        Ok(self.server.replace(vec![leaf, self.server_authority.certificate_der().clone()], key)?)
+    }
+
     /// Issues a new server certificate for the same names if less than a third of the old one's life is left at `now`,
     /// writes it to the directory and presents it from then on. Says whether it did. The key stays, so that a crash between
     /// two files cannot part it from its certificate.
@@ -146,6 +174,19 @@ impl StubKeys {
         private_file::write(&self.directory.join(SERVER_CERTIFICATE), pem::chain_to_pem(&chain).as_bytes())?;
         self.server.replace(chain, key)?;
         Ok(true)
+    }
+}
+
+/// What stands in the files of a server certificate. It is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerFiles {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl fmt::Debug for ServerFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerFiles(..)")
     }
 }
 

@@ -40,8 +40,8 @@ impl<K: Clone + Eq + Hash, V: Clone> AnswerCache<K, V> {
     }
 
     /// The answer to `key`: the kept one, or what `ask` says, which also says how long to keep it.
-    pub async fn get(&self, key: &K, ask: impl Future<Output = (V, Duration)>) -> V {
-        let slot = self.slot(key);
+    pub async fn get(&self, key: K, ask: impl Future<Output = (V, Duration)>) -> V {
+        let slot = self.slot(&key);
         let mut kept = slot.lock().await;
         if let Some(kept) = kept.as_ref().filter(|kept| Instant::now() < kept.until) {
             return kept.value.clone();
@@ -83,27 +83,27 @@ mod tests {
             tokio::task::yield_now().await;
             (asked.fetch_add(1, Ordering::Relaxed), LONG)
         };
-        let answers = futures_util::future::join_all((0..10).map(|_| cache.get(&"a", ask()))).await;
+        let answers = futures_util::future::join_all((0..10).map(|_| cache.get("a", ask()))).await;
         assert_eq!(answers, [0; 10]);
-        assert_eq!(cache.get(&"b", ask()).await, 1);
+        assert_eq!(cache.get("b", ask()).await, 1);
     }
 
     #[tokio::test]
     async fn an_answer_is_kept_for_as_long_as_it_says() {
         let cache = AnswerCache::new(8);
-        assert_eq!(cache.get(&"a", async { (1, Duration::ZERO) }).await, 1);
-        assert_eq!(cache.get(&"a", async { (2, LONG) }).await, 2);
-        assert_eq!(cache.get(&"a", async { (3, LONG) }).await, 2);
+        assert_eq!(cache.get("a", async { (1, Duration::ZERO) }).await, 1);
+        assert_eq!(cache.get("a", async { (2, LONG) }).await, 2);
+        assert_eq!(cache.get("a", async { (3, LONG) }).await, 2);
     }
 
     #[tokio::test]
     async fn there_are_never_more_than_the_bound() {
         let cache = AnswerCache::new(3);
         for key in 0..100 {
-            cache.get(&key, async { (key, LONG) }).await;
+            cache.get(key, async { (key, LONG) }).await;
         }
         assert_eq!(cache.slots.lock().unwrap().by_key.len(), 3);
-        assert_eq!(cache.get(&99, async { (0, LONG) }).await, 99, "the latest are kept");
-        assert_eq!(cache.get(&0, async { (7, LONG) }).await, 7);
+        assert_eq!(cache.get(99, async { (0, LONG) }).await, 99, "the latest are kept");
+        assert_eq!(cache.get(0, async { (7, LONG) }).await, 7);
     }
 }

@@ -22,6 +22,7 @@ mod registry;
 mod reload;
 mod request;
 mod route;
+mod server_certificate;
 mod shared;
 mod tunnel;
 mod webhook_file;
@@ -49,13 +50,16 @@ use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::{Authentication, AuthenticationError};
-use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
+use authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use front::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
+use reload::{Followed, Reload};
+use server_certificate::ServerCertificate;
 use shared::Shared;
+use webhook_file::WebhookFileError;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
 #[derive(Debug)]
@@ -85,6 +89,9 @@ pub enum StartError {
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The file of a webhook.
+    #[error(transparent)]
+    Webhook(#[from] WebhookFileError),
     /// The audit log.
     #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
     AuditLog {
@@ -135,11 +142,13 @@ impl Stub {
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
         let keys = Arc::new(StubKeys::load(&config.state_dir, SystemTime::now())?);
         keys.renew_server_certificate_if_due(SystemTime::now())?;
-        let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
+        let Authorization { authorizer, policy_file, files } = Authorization::new(&config.authorization)?;
+        let mut followed_files = files;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
         let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
         let Authentication { chain, verifier, files } = Authentication::load(&config.authentication, users, agents)?;
-        let followed_files = files.into_iter().chain(policy_file.as_ref().map(PolicyFile::file)).collect();
+        followed_files.extend(files);
+        followed_files.push(Arc::new(Followed::load(ServerCertificate(keys.clone()))?));
         let agent_authority = std::slice::from_ref(agents);
         let tls = PortTls {
             clients: Arc::new(front_server_config(keys.server(), verifier)?),
@@ -215,22 +224,31 @@ impl Stub {
     }
 }
 
-/// An authorizer, and the file that it has to follow.
+/// An authorizer, and the files that it has to follow.
 struct Authorization {
     authorizer: Arc<dyn Authorizer>,
     policy_file: Option<PolicyFile>,
+    files: Vec<Arc<dyn Reload>>,
 }
 
 impl Authorization {
-    fn new(config: &AuthorizationConfig) -> Result<Self, PolicyError> {
-        Ok(match config {
-            AuthorizationConfig::AllowAll {} => Self { authorizer: Arc::new(AllowAll), policy_file: None },
-            AuthorizationConfig::DenyAll {} => Self { authorizer: Arc::new(DenyAll), policy_file: None },
+    fn new(config: &AuthorizationConfig) -> Result<Self, StartError> {
+        let (authorizer, policy_file, webhook): (Arc<dyn Authorizer>, _, _) = match config {
+            AuthorizationConfig::AllowAll {} => (Arc::new(AllowAll), None, None),
+            AuthorizationConfig::DenyAll {} => (Arc::new(DenyAll), None, None),
             AuthorizationConfig::Policy { policy_file } => {
                 let file = PolicyFile::load(policy_file)?;
-                Self { authorizer: Arc::new(file.clone()), policy_file: Some(file) }
+                (Arc::new(file.clone()), Some(file), None)
             }
-        })
+            AuthorizationConfig::Webhook(config) => {
+                let file = config.policy_file.as_deref().map(PolicyFile::load).transpose()?;
+                let webhook = AccessWebhook::load(config.settings(), file.clone())?;
+                let webhook_file = webhook.file();
+                (Arc::new(webhook), file, Some(webhook_file))
+            }
+        };
+        let files = policy_file.iter().map(PolicyFile::file).chain(webhook).collect();
+        Ok(Self { authorizer, policy_file, files })
     }
 }
 

@@ -93,11 +93,12 @@ impl Admin {
     }
 
     fn counted(&self) -> Counted {
-        let Shared { audit, policy_file, .. } = &*self.shared;
+        let Shared { audit, policy_file, followed_files, .. } = &*self.shared;
         Counted {
             audit_events_dropped: audit.dropped(),
             audit_failures: audit.failures(),
             policy: policy_file.as_ref().map(|file| (file.rule_count(), file.failures())),
+            files: followed_files.iter().map(|file| file.status()).collect(),
         }
     }
 }

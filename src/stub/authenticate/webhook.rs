@@ -76,7 +76,7 @@ impl TokenWebhook {
     async fn vouch(&self, credentials: &Credentials) -> Verdict {
         let (Some(token), Some(hash)) = (credentials.token(), credentials.token_hash()) else { return Ok(None) };
         let webhook: Webhook = self.file.current().clone();
-        let verdict = self.verdicts.get(&(*hash, self.file.generation()), async {
+        let verdict = self.verdicts.get((*hash, self.file.generation()), async {
             let verdict = self.review(&webhook, token).await;
             let keep_for = match &verdict {
                 Ok(Some(_)) => self.settings.authenticated_ttl,

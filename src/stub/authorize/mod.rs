@@ -1,10 +1,11 @@
 //! What users may do, as far as the stub decides it. Each cluster's RBAC decides again, for the same user.
 //!
-//! An [`Authorizer`] decides; built in are [`AllowAll`], [`DenyAll`] and [`PolicyFile`].
+//! An [`Authorizer`] decides; built in are [`AllowAll`], [`DenyAll`], [`PolicyFile`] and [`AccessWebhook`].
 
 mod policy;
 mod policy_file;
 mod rule;
+mod webhook;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 pub use policy::{Explanation, Policy, PolicyError, RuleOutcome};
 pub use policy_file::PolicyFile;
 pub use rule::{InvalidRule, Mismatch};
+pub use webhook::{AccessWebhook, AccessWebhookSettings, FailurePolicy};
 
 use crate::kube::RequestInfo;
 use crate::wire::{ClusterId, Identity};

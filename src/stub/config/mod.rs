@@ -14,7 +14,7 @@ use serde::Deserialize;
 pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
 pub use authentication::{AuthenticationConfig, Method, TokenWebhookConfig};
-pub use authorization::AuthorizationConfig;
+pub use authorization::{AccessWebhookConfig, AuthorizationConfig};
 pub use limits::LimitsConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
@@ -95,9 +95,7 @@ impl StubConfig {
         config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
-        if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
-            *policy_file = directory.join(&policy_file);
-        }
+        config.authorization.resolve(directory);
         if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
             *path = directory.join(&path);
         }
@@ -107,6 +105,7 @@ impl StubConfig {
 
     fn check(&self) -> Result<(), String> {
         self.authentication.check()?;
+        self.authorization.check()?;
         let positive = [
             ("agents.certificate_ttl", self.agents.certificate_ttl),
             ("agents.idle_timeout", self.agents.idle_timeout),

@@ -91,7 +91,7 @@ impl JwtAuthenticator {
         };
         // Only for tokens of known issuers: others would push those of users out of the cache.
         let Some((issuer, verdicts)) = self.issuer_of(&token) else { return Ok(None) };
-        let verdict = verdicts.get(hash, async {
+        let verdict = verdicts.get(*hash, async {
             let verdict = self.verify(&issuer, &token).await;
             let keep_for = if matches!(verdict, Ok(Some(_))) { KEEP_GOOD } else { KEEP_BAD };
             (verdict, keep_for)
