@@ -48,7 +48,7 @@ use crate::pki::StubKeys;
 use crate::pki::StubKeysError;
 use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
 use admin::Admin;
-use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
+use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink, WebhookSink};
 use authenticate::{Authentication, AuthenticationError};
 use authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
@@ -144,7 +144,7 @@ impl Stub {
         keys.renew_server_certificate_if_due(SystemTime::now())?;
         let Authorization { authorizer, policy_file, files } = Authorization::new(&config.authorization)?;
         let mut followed_files = files;
-        let (audit, audit_writer) = audit_log(&config.audit).await?;
+        let (audit, audit_writer) = audit_log(&config.audit, &mut followed_files).await?;
         let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
         let Authentication { chain, verifier, files } = Authentication::load(&config.authentication, users, agents)?;
         followed_files.extend(files);
@@ -252,11 +252,19 @@ impl Authorization {
     }
 }
 
-/// The audit log of the settings, and what writes it.
-async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter>), StartError> {
+/// The audit log of the settings, and what writes it. Files that it has to follow are added to `files`.
+async fn audit_log(
+    config: &AuditConfig,
+    files: &mut Vec<Arc<dyn Reload>>,
+) -> Result<(AuditLog, Option<AuditWriter>), StartError> {
     let AuditConfig::Events { sink, on_failure, queue_length } = config else { return Ok((AuditLog::default(), None)) };
     let sink: Box<dyn AuditSink> = match sink {
         SinkConfig::Stdout => Box::new(StdoutSink::default()),
+        SinkConfig::Webhook { kubeconfig, timeout } => {
+            let sink = WebhookSink::load(kubeconfig, *timeout)?;
+            files.push(sink.file());
+            Box::new(sink)
+        }
         SinkConfig::File { path, max_length, keep } => {
             let sink = FileSink::open(path, *max_length, *keep).await;
             Box::new(sink.map_err(|source| StartError::AuditLog { path: path.clone(), source })?)

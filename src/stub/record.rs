@@ -82,6 +82,8 @@ pub enum End {
     BrokenOff,
     /// It was broken off here, because the user has lost the right to it.
     Revoked,
+    /// A fault of the stub itself has ended it.
+    Panicked,
 }
 
 impl RequestRecord {
@@ -173,6 +175,9 @@ impl RequestRecord {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.facts.end = End::Panicked;
+        }
         self.facts.log();
         self.trail.complete(&self.facts);
     }
@@ -215,6 +220,7 @@ impl End {
             Self::Complete => "complete",
             Self::BrokenOff => "broken off",
             Self::Revoked => "revoked",
+            Self::Panicked => "panicked",
         }
     }
 }

@@ -10,6 +10,8 @@ pub mod conversation;
 pub mod echo;
 pub mod http;
 pub mod http1;
+pub mod https_service;
+pub mod issuer;
 pub mod kubectl;
 pub mod namespace;
 pub mod process;

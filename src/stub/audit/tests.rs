@@ -127,6 +127,26 @@ async fn an_exec_leaves_three_events_of_the_form_that_kubernetes_has() {
 }
 
 #[tokio::test]
+async fn a_fault_of_the_stub_itself_is_in_the_log() {
+    let memory = Memory::default();
+    let (log, writer) = AuditLog::new(Box::new(memory.clone()), OnFailure::Block, 16);
+    let trail = log.begin().await.unwrap();
+    let handling = tokio::spawn(async move {
+        let request = http::Request::get("/api").body(()).unwrap();
+        let mut record = RequestRecord::new(&request, "192.0.2.1".parse().unwrap(), &Arc::new(Metrics::new()));
+        record.audit(trail);
+        panic!("a fault");
+    });
+    assert!(handling.await.unwrap_err().is_panic());
+    let events = written(&memory, writer).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        (&events[0]["stage"], &events[0]["annotations"]["qtunnel.dev/end"]),
+        (&"Panic".into(), &"panicked".into())
+    );
+}
+
+#[tokio::test]
 async fn a_short_request_leaves_two_events() {
     let memory = Memory::default();
     let (log, writer) = AuditLog::new(Box::new(memory.clone()), OnFailure::Drop, 16);

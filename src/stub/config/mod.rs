@@ -17,7 +17,7 @@ pub use authentication::{AuthenticationConfig, Method, TokenWebhookConfig};
 pub use authorization::{AccessWebhookConfig, AuthorizationConfig};
 pub use limits::LimitsConfig;
 
-use super::audit::{AuditConfig, SinkConfig};
+use super::audit::AuditConfig;
 use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
@@ -96,9 +96,7 @@ impl StubConfig {
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
         config.authorization.resolve(directory);
-        if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
-            *path = directory.join(&path);
-        }
+        config.audit.resolve(directory);
         config.authentication.resolve(directory);
         Ok(config)
     }

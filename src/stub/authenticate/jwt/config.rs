@@ -345,7 +345,7 @@ mod tests {
             ("claimMappings:", "userValidationRules: [{expression: 'true'}]\n  claimMappings:", "userValidationRules"),
             ("example.com/org", "Example.com/org", "lower case"),
             ("example.com/org", "x.k8s.io/org", "Kubernetes"),
-            ("claims.company.org", "claims['company']", "not supported"),
+            ("claims.company.org", "\"claims['company']\"", "not supported"),
             ("    audiences", "    colour: red\n    audiences", "colour"),
             ("    audiences", "    certificateAuthority: x\n    audiences", "certificateAuthority"),
             ("jwt:", "anonymous: {enabled: true}\njwt:", "anonymous"),
