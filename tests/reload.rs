@@ -7,24 +7,12 @@ use std::time::SystemTime;
 use qtunnel::pki::{HostName, StubKeys};
 use rustix::process::Signal;
 use support::eventually_async;
-use support::http::{Access, Lines};
+use support::http::{Access, Lines, get_plain};
 use support::tunnel::{AgentOptions, StubOptions, Tunnel, USERS};
 use support::user::User;
 use tempfile::TempDir;
 
 const PODS: &str = "/api/v1/namespaces/demo/pods";
-
-/// The stub's metrics.
-async fn metrics(address: &str) -> String {
-    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(socket)).await.unwrap();
-    tokio::spawn(connection);
-    let request = http::Request::get("/metrics").header("host", address).body(String::new()).unwrap();
-    let answer = sender.send_request(request).await.unwrap();
-    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
-    String::from_utf8(body.to_vec()).unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_certificate_is_exchanged_and_no_connection_ends() {
@@ -34,8 +22,8 @@ async fn a_server_certificate_is_exchanged_and_no_connection_ends() {
     let mut client = access.http2().await;
     let mut watch = Lines::of(client.open(&format!("{PODS}?watch=true")).await.into_body());
     watch.next().await;
+    let user = User::of(&tunnel.kubeconfig(), tunnel.stub.address);
     let presented = async || {
-        let user = User::of(&tunnel.kubeconfig(), tunnel.stub.address);
         let socket = user.tls(b"http/1.1").await.unwrap();
         socket.get_ref().1.peer_certificates().unwrap()[0].clone()
     };
@@ -95,7 +83,7 @@ async fn a_bad_file_keeps_what_was_is_said_once_and_shows_in_the_metrics() {
     let access =
         Access::of(&tunnel.kubeconfig()).with_credentials(qtunnel::kube::kubeconfig::Credentials::Token(token));
     assert_eq!(access.get(PODS).await.status, 200);
-    let shows = async |line: &str| metrics(&address).await.lines().any(|other| other == line);
+    let shows = async |line: &str| get_plain(&address, "/metrics").await.lines().any(|other| other == line);
     assert!(shows("qtunnel_config_reloads_total{file=\"token\",result=\"failure\"} 0").await);
 
     std::fs::write(&file, "t-alice\n").unwrap();

@@ -15,7 +15,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 /// A running server. Dropping it ends it.
@@ -56,8 +56,10 @@ impl HttpsService {
         let (asked, acceptor) = (Arc::<Mutex<Vec<Asked>>>::default(), TlsAcceptor::from(Arc::new(config)));
         let (seen, answer) = (asked.clone(), Arc::<Handler>::from(Box::new(answer) as Box<Handler>));
         let accepting = tokio::spawn(async move {
+            // Dropped with this task, it ends every connection.
+            let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(serve(socket, acceptor.clone(), seen.clone(), answer.clone()));
+                connections.spawn(serve(socket, acceptor.clone(), seen.clone(), answer.clone()));
             }
         });
         Self { address, certificate: certificate.pem(), asked, accepting: accepting.abort_handle() }
