@@ -57,7 +57,7 @@ impl Pair {
         let listener = QuicListener::bind(any, Arc::new(server), &QuicSettings::default()).unwrap();
         let relay = UdpRelay::start(listener.local_address().unwrap(), DELAY);
         let dialer = QuicDialer::new(Arc::new(client), QuicSettings::default()).unwrap();
-        let accept = async { listener.accept().await.unwrap().handshake().await.unwrap() };
+        let accept = async { listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel() };
         let dial = async { dialer.dial(relay.address, "127.0.0.1").await.unwrap() };
         let (accepted, dialled) = timeout(DEADLINE, async { tokio::join!(accept, dial) }).await.unwrap();
         Self { relay, dialled, accepted, _listener: listener }

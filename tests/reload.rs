@@ -2,9 +2,10 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use qtunnel::pki::{HostName, StubKeys};
+use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use rustix::process::Signal;
 use support::eventually_async;
 use support::http::{Access, Lines, get_plain};
@@ -31,7 +32,8 @@ async fn a_server_certificate_is_exchanged_and_no_connection_ends() {
 
     let other = TempDir::new().unwrap();
     let hosts = ["127.0.0.1", "localhost"].map(|host| host.parse::<HostName>().unwrap());
-    StubKeys::create(&other.path().join("keys"), &hosts, None, SystemTime::now()).unwrap();
+    let store = Arc::new(DirectoryStore::new(&other.path().join("keys")));
+    StubKeys::create(store, &hosts, None, SystemTime::now()).unwrap();
     let good = std::fs::read(state.join("server.pem")).unwrap();
 
     // A certificate of another authority changes nothing.
@@ -57,7 +59,7 @@ async fn a_server_certificate_is_exchanged_and_no_connection_ends() {
 /// Issues another certificate for the same key and names, writes it into the directory, and gives it.
 fn renewed_certificate(state: &std::path::Path) -> rustls::pki_types::CertificateDer<'static> {
     let now = SystemTime::now();
-    let keys = StubKeys::load(state, now).unwrap();
+    let keys = StubKeys::load(Arc::new(DirectoryStore::new(state)), now).unwrap();
     let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(state.join("server-key.pem")).unwrap()).unwrap();
     let hosts = ["127.0.0.1", "localhost"].map(|host| host.parse::<HostName>().unwrap());
     let certificate = keys.server_authority().issue_server(&hosts, &key, now).unwrap();

@@ -47,7 +47,14 @@ pub async fn watch_over(connection: quinn::Connection, pulse: Arc<Pulse>, state:
     tokio::select! {
         () = answer_beats(&connection, &pulse, &peer_beats) => {}
         () = watch_answers(&connection, &pulse, &peer_beats, &state) => {}
+        () = refuse_unidirectional_streams(&connection) => {}
     }
+}
+
+/// Unidirectional streams carry nothing in version 1 of the protocol; what comes on them is not kept.
+async fn refuse_unidirectional_streams(connection: &quinn::Connection) {
+    // Dropped, it tells the peer to stop.
+    while let Ok(_unwanted) = connection.accept_uni().await {}
 }
 
 /// Sends a packet to the peer now, whatever is in flight.

@@ -12,6 +12,7 @@ mod gather;
 mod heartbeat;
 mod quic;
 mod relay;
+mod socket;
 mod stream;
 mod tcp;
 #[cfg(test)]
@@ -21,7 +22,11 @@ pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use congestion::{BbrConfig, CongestionControl};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
-pub use quic::{IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret};
+pub use quic::{
+    EstablishedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret, presented_chain,
+    requested_server_name,
+};
 pub use relay::{Disconnect, RelayEnd, relay};
+pub use socket::StreamSocket;
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};
 pub use tcp::{TcpDialer, TcpSettings, accepted_over_tcp};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::HashedConnectionIdGenerator;
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{CongestionControl, Pulse, PulsedFactory};
@@ -89,6 +90,10 @@ const INITIAL_PERMITS_DIALLING: u32 = 256;
 
 /// Bidirectional streams that a listening end permits its peer: an agent opens one, the control stream.
 const INITIAL_PERMITS_LISTENING: u32 = 8;
+
+/// Unidirectional streams that a listening end permits its peer: as many as HTTP/3 has need of (RFC 9114, section 6.2). The
+/// application protocol is not known yet when they are permitted. Agents have no use for them.
+const UNIDIRECTIONAL_PERMITS: u32 = 3;
 
 /// Between two stateless resets. After a restart each of thousands of agents needs one; a reset is shorter than the packet
 /// that it answers, so it amplifies nothing.
@@ -193,15 +198,71 @@ impl IncomingConnection {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
+    /// Tells the peer that there is no connection to be had.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
     /// Completes the handshake. Bound it with a deadline.
-    pub async fn handshake(mut self) -> Result<Connection, ConnectionEnd> {
+    pub async fn handshake(mut self) -> Result<EstablishedConnection, ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());
         let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
-        transport.receive_window(UNTRUSTED_WINDOW.into());
+        transport.receive_window(UNTRUSTED_WINDOW.into()).max_concurrent_uni_streams(UNIDIRECTIONAL_PERMITS.into());
         self.config.transport_config(Arc::new(transport));
         let connection = self.incoming.accept_with(Arc::new(self.config))?.await?;
-        Ok(Connection::new(connection, self.endpoint, pulse))
+        Ok(EstablishedConnection { connection, endpoint: self.endpoint, pulse })
     }
+}
+
+/// A connection whose handshake is complete, and whose application protocol says what it is for.
+#[derive(Debug)]
+pub struct EstablishedConnection {
+    connection: quinn::Connection,
+    endpoint: QuicEndpoint,
+    pulse: Arc<Pulse>,
+}
+
+impl EstablishedConnection {
+    /// The application protocol (ALPN) that both sides agreed on.
+    pub fn protocol(&self) -> Option<Vec<u8>> {
+        negotiated_protocol(&self.connection)
+    }
+
+    /// Every certificate that the peer presented, its own first. Empty if it presented none.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        presented_chain(&self.connection)
+    }
+
+    /// The connection of an agent.
+    pub fn into_tunnel(self) -> Connection {
+        Connection::new(self.connection, self.endpoint, self.pulse)
+    }
+
+    /// The connection of somebody who does not speak the tunnel's protocols.
+    pub fn into_quic(self) -> quinn::Connection {
+        self.connection
+    }
+}
+
+/// The application protocol of a connection.
+pub(super) fn negotiated_protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    handshake_data(connection)?.protocol
+}
+
+/// The host name that the peer of a connection asked TLS for (SNI).
+pub fn requested_server_name(connection: &quinn::Connection) -> Option<String> {
+    handshake_data(connection)?.server_name
+}
+
+fn handshake_data(connection: &quinn::Connection) -> Option<quinn::crypto::rustls::HandshakeData> {
+    connection.handshake_data()?.downcast().ok().map(|data| *data)
+}
+
+/// Every certificate that the peer of a connection presented, its own first. Empty if it presented none.
+pub fn presented_chain(connection: &quinn::Connection) -> Vec<CertificateDer<'static>> {
+    let identity = connection.peer_identity();
+    let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.map(|chain| *chain).unwrap_or_default()
 }
 
 /// The agent's end: dials stubs, each connection on a socket of its own, because a socket that is exchanged

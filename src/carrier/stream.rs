@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::congestion::Pulse;
 use super::gather::{GatheringStream, MAX_PIECE};
 use super::heartbeat::{self, PathState};
-use super::quic::QuicEndpoint;
+use super::quic::{self, QuicEndpoint};
 use super::tcp::{self, TcpConnection, TcpRecvStream, TcpSendStream};
 use crate::wire::{Carrier, ErrorCode};
 
@@ -202,11 +202,7 @@ impl Connection {
     /// Every certificate that the peer presented, its own first. Empty if it presented none.
     pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
         match &self.0 {
-            AnyConnection::Quic { connection, .. } => {
-                let identity = connection.peer_identity();
-                let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-                chain.map(|chain| *chain).unwrap_or_default()
-            }
+            AnyConnection::Quic { connection, .. } => quic::presented_chain(connection),
             AnyConnection::Tcp(connection) => connection.peer_chain(),
         }
     }
@@ -214,10 +210,7 @@ impl Connection {
     /// The application protocol (ALPN) that both sides agreed on.
     pub fn protocol(&self) -> Option<Vec<u8>> {
         match &self.0 {
-            AnyConnection::Quic { connection, .. } => {
-                let data = connection.handshake_data()?;
-                data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
-            }
+            AnyConnection::Quic { connection, .. } => quic::negotiated_protocol(connection),
             AnyConnection::Tcp(connection) => connection.protocol(),
         }
     }

@@ -90,7 +90,7 @@ async fn quic_pair(settings: &QuicSettings) -> Pair {
     let listener = QuicListener::bind(any_port(), tls, settings).unwrap();
     let address = listener.local_address().unwrap();
     let dialer = QuicDialer::new(Arc::new(tunnel_client_config(&keys.agent).unwrap()), settings.clone()).unwrap();
-    let accepting = async { listener.accept().await.unwrap().handshake().await.unwrap() };
+    let accepting = async { listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel() };
     let (agent, stub) = tokio::join!(dialer.dial(address, HOST), accepting);
     Pair { agent: agent.unwrap(), stub, _listener: Some(listener) }
 }

@@ -2,7 +2,8 @@
 //!
 //! The stub owns three authorities that never mix: one signs the stub's own server certificate, one the agents'
 //! certificates, one the users' certificates. An agent joins with a [`JoinToken`], which pins the server authority, and
-//! gets a certificate for the identity that the stub chose. File access is synchronous: call it from a blocking thread.
+//! gets a certificate for the identity that the stub chose. What stubs share is behind [`Store`]. Files and stores are
+//! synchronous: call them from a blocking thread.
 
 mod agent_dir;
 mod authority;
@@ -10,10 +11,12 @@ mod certificate;
 mod credentials;
 mod host_name;
 mod join_token;
+mod peer_authorities;
 mod pem;
 mod pinned_authority;
 pub mod private_file;
 mod signing_request;
+pub mod store;
 mod stub_dir;
 mod tls;
 mod token_store;
@@ -31,13 +34,16 @@ pub use certificate::{
 pub use credentials::{AgentCredentials, CredentialsError, ServerCredentials};
 pub use host_name::{HostName, InvalidHostName};
 pub use join_token::{InvalidJoinToken, JoinToken, RandomFailure, TokenId, TokenSecret};
+pub use peer_authorities::{PeerAuthorities, PeerRole};
 pub use pinned_authority::{FingerprintMismatch, find_pinned};
 pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
+pub use store::{DirectoryStore, KubernetesStore, Store, StoreError};
 pub use stub_dir::{ServerFiles, StubKeys, StubKeysError};
 pub use tls::{
-    TlsError, client_verifier, enrollment_client_config, front_server_config, tcp_enrollment_client_config,
-    tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config, tunnel_server_config,
+    ALPN_HTTP3, TlsError, client_verifier, enrollment_client_config, front_server_config, shared_quic_server_config,
+    tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
+    tunnel_server_config,
 };
-pub use token_store::{JoinTokenStore, RedeemError, StoreError};
+pub use token_store::{JoinTokenStore, RedeemError, TokenError};
 pub use user_subject::ReplaceError;

@@ -15,6 +15,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 use super::certificate::CertificateFingerprint;
 use super::credentials::{AgentCredentials, ServerCredentials};
+use super::peer_authorities::PeerAuthorities;
 use super::pinned_authority::PinnedAuthority;
 use crate::wire::{ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP};
 
@@ -48,8 +49,28 @@ pub fn tunnel_server_config(
     server: &ServerCredentials,
     agent_authorities: &[CertificateDer<'_>],
 ) -> Result<ServerConfig, TlsError> {
-    let agents = client_verifier(agent_authorities, Vec::new())?;
-    let mut config = server_config(server, agents, &[&TLS13])?;
+    tunnel_config_verified_by(server, client_verifier(agent_authorities, Vec::new())?)
+}
+
+/// [`tunnel_server_config`] for a QUIC endpoint that users share, who speak HTTP/3. Ask `authorities` after each handshake
+/// who the peer is.
+///
+/// # Errors
+/// The cryptographic provider lacks TLS 1.3, which does not happen.
+pub fn shared_quic_server_config(
+    server: &ServerCredentials,
+    authorities: &PeerAuthorities,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = tunnel_config_verified_by(server, authorities.either())?;
+    config.alpn_protocols.push(ALPN_HTTP3.to_vec());
+    Ok(config)
+}
+
+fn tunnel_config_verified_by(
+    server: &ServerCredentials,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = server_config(server, verifier, &[&TLS13])?;
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec(), ALPN_ENROLLMENT.to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(TUNNEL_SESSIONS);
     // The only value besides 0 that QUIC permits (RFC 9001, section 4.6.1).
@@ -161,6 +182,9 @@ pub(super) fn roots(authorities: &[CertificateDer<'_>]) -> Result<RootCertStore,
     Ok(roots)
 }
 
+/// HTTP/3 (RFC 9114, section 3.1).
+pub const ALPN_HTTP3: &[u8] = b"h3";
+
 /// Sessions of clients of the front that can be resumed. TLS 1.3 uses up two for each connection.
 const FRONT_SESSIONS: usize = 4096;
 /// Sessions of agents that can be resumed: two for each of 10,000 agents, and room to spare.
@@ -168,11 +192,11 @@ const TUNNEL_SESSIONS: usize = 32 * 1024;
 
 fn server_config(
     server: &ServerCredentials,
-    clients: Arc<dyn ClientCertVerifier>,
+    verifier: Arc<dyn ClientCertVerifier>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ServerConfig, TlsError> {
     Ok(ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)?
-        .with_client_cert_verifier(clients)
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(server.resolver()))
 }

@@ -28,6 +28,7 @@ pub struct Metrics {
     latency: Family<LatencyLabels, Histogram, fn() -> Histogram>,
     bytes: Family<BytesLabels, Counter>,
     retries: Family<ClusterLabel, Counter>,
+    retries_refused: Family<ClusterLabel, Counter>,
 }
 
 /// What other parts of the stub count, as it is now.
@@ -107,6 +108,7 @@ impl Metrics {
             latency: Family::new_with_constructor(latency_histogram),
             bytes: Family::default(),
             retries: Family::default(),
+            retries_refused: Family::default(),
         }
     }
 
@@ -132,6 +134,11 @@ impl Metrics {
     /// The counter of a cluster's requests that were tried at another agent.
     pub fn retries(&self, cluster: &ClusterId) -> Counter {
         self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
+    }
+
+    /// The counter of a cluster's requests that were not tried again because too many had been.
+    pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
+        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -172,6 +179,11 @@ impl Metrics {
             self.bytes.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
+        registry.register(
+            "dispatch_retries_refused",
+            "Requests that were not tried at another agent because too many had been",
+            self.retries_refused.clone(),
+        );
     }
 }
 

@@ -1,7 +1,8 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
-//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
+//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
+//! [`select::AgentSelector`].
 
 pub mod admin;
 pub mod audit;
@@ -9,10 +10,16 @@ pub mod authenticate;
 pub mod authorize;
 mod body;
 mod cache;
+mod cluster;
 pub mod config;
+mod dial;
 mod dispatch;
+mod drain;
 mod enrollment;
+mod event_stream;
+mod farewell;
 mod front;
+mod handle;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -21,7 +28,9 @@ mod record;
 mod registry;
 mod reload;
 mod request;
+mod retry_budget;
 mod route;
+pub mod select;
 mod server_certificate;
 mod shared;
 mod tunnel;
@@ -40,23 +49,29 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use config::{AuthorizationConfig, ConfigError, StoreConfig, StubConfig};
+pub use dial::DialError;
+pub use handle::StubHandle;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::pki::StubKeys;
-use crate::pki::StubKeysError;
-use crate::pki::{TlsError, front_server_config, tcp_tunnel_server_config, tunnel_server_config};
+use crate::pki::{
+    PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
+    tcp_tunnel_server_config, tunnel_server_config,
+};
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink, WebhookSink};
 use authenticate::{Authentication, AuthenticationError};
 use authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
-use front::PortTls;
+use drain::Drain;
+use front::tcp::PortTls;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
 use reload::{Followed, Reload};
+use retry_budget::RetryBudgets;
 use server_certificate::ServerCertificate;
 use shared::Shared;
 use webhook_file::WebhookFileError;
@@ -130,7 +145,7 @@ pub enum StartError {
     },
 }
 
-/// How often the stub looks whether its own certificate is due for renewal.
+/// How often the stub looks whether its own certificate is due for renewal, or another stub has renewed it.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60 * 60);
 
 /// At a stop, how long it may take to write the last audit events.
@@ -140,23 +155,26 @@ impl Stub {
     /// Loads the keys, renews the server certificate where that is due, and binds every address. Call it within a tokio
     /// runtime.
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
-        let keys = Arc::new(StubKeys::load(&config.state_dir, SystemTime::now())?);
-        keys.renew_server_certificate_if_due(SystemTime::now())?;
+        let keys = load_keys(&config).await?;
         let Authorization { authorizer, policy_file, files } = Authorization::new(&config.authorization)?;
         let mut followed_files = files;
         let (audit, audit_writer) = audit_log(&config.audit, &mut followed_files).await?;
         let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
         let Authentication { chain, verifier, files } = Authentication::load(&config.authentication, users, agents)?;
         followed_files.extend(files);
-        followed_files.push(Arc::new(Followed::load(ServerCertificate(keys.clone()))?));
+        followed_files.extend(server_certificate(&config.store, &keys)?);
         let agent_authority = std::slice::from_ref(agents);
         let tls = PortTls {
-            clients: Arc::new(front_server_config(keys.server(), verifier)?),
+            clients: Arc::new(front_server_config(keys.server(), verifier.clone())?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
-        let tunnel_tls = Arc::new(tunnel_server_config(keys.server(), agent_authority)?);
+        let peers = PeerAuthorities::new(agent_authority, verifier)?;
+        let quic_tls = match config.http3.enabled {
+            true => shared_quic_server_config(keys.server(), &peers)?,
+            false => tunnel_server_config(keys.server(), agent_authority)?,
+        };
         let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
-        let (front, tunnel) = bind_both(config.listen, tunnel_tls, &quic).await?;
+        let (front, tunnel) = bind_both(config.listen, Arc::new(quic_tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
         let admin_listener = match config.admin.listen {
@@ -171,15 +189,20 @@ impl Stub {
             audit,
             metrics: Arc::new(Metrics::new()),
             open_requests: Arc::new(OpenRequests::default()),
-            registry: Registry::default(),
-            clusters: KnownClusters::new(&config.state_dir),
+            registry: Registry::new(config.agents.selector.selector()),
+            retry_budgets: RetryBudgets::default(),
+            clusters: KnownClusters::new(keys.store().clone()),
+            peers,
+            http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
                 dispatch: config.limits.dispatch(),
                 response: config.limits.response(),
                 silence: config.limits.silence(),
             },
             tasks: TaskTracker::new(),
+            drain: Drain::default(),
             keys,
+            instance: rand::random(),
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -190,25 +213,39 @@ impl Stub {
         self.front.local_addr()
     }
 
+    /// What this program can do with the stub while it runs.
+    pub fn handle(&self) -> StubHandle {
+        StubHandle::new(self.shared.clone())
+    }
+
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: policy, tokens,
     /// issuers, webhooks, authorities, revocation lists, and its own certificate.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }
 
-    /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
+    /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: now } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
-        let admin = Admin::new(shared.clone(), shutdown.clone()).run(admin, admin_listener, stopped.clone());
+        let admin = Admin::new(shared.clone()).run(admin, admin_listener, stopped.clone());
         let revocations = shared.open_requests.clone().follow(shared.authenticator.clone(), shared.authorizer.clone());
         let traffic = async {
-            tokio::join!(
-                front::run(shared.clone(), front, tls, shutdown.clone()),
-                tunnel::run(shared.clone(), tunnel, shutdown.clone()),
-            );
+            let draining = async {
+                shutdown.cancelled().await;
+                drain::run(&shared).await;
+            };
+            // Both go on while the stub drains, and tell those who come that it does.
+            let serving = async {
+                tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel))
+            };
+            tokio::select! {
+                _ = serving => {}
+                () = draining => {}
+            }
+            tunnel::hang_up(&shared, &tunnel).await;
             stopped.cancel();
         };
         tokio::join!(
@@ -221,6 +258,27 @@ impl Stub {
         );
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
+    }
+}
+
+/// The keys of the store, with a server certificate that is not about to expire.
+async fn load_keys(config: &StubConfig) -> Result<Arc<StubKeys>, StartError> {
+    private_file::create_directory(&config.state_dir).map_err(StubKeysError::from)?;
+    let config = config.clone();
+    let loading = tokio::task::spawn_blocking(move || {
+        let keys = StubKeys::load(config.open_store()?, SystemTime::now())?;
+        keys.renew_server_certificate_if_due(SystemTime::now())?;
+        Ok::<_, StubKeysError>(Arc::new(keys))
+    });
+    Ok(loading.await.map_err(|_interrupted| StoreError::Stopped).map_err(StubKeysError::from)??)
+}
+
+/// The server certificate, where it can be followed: a directory costs nothing to look into every second. In another store
+/// the check for renewal finds what another stub has put there.
+fn server_certificate(store: &StoreConfig, keys: &Arc<StubKeys>) -> Result<Option<Arc<dyn Reload>>, StubKeysError> {
+    match store {
+        StoreConfig::Directory { .. } => Ok(Some(Arc::new(Followed::load(ServerCertificate(keys.clone()))?))),
+        StoreConfig::Kubernetes { .. } => Ok(None),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The requests that are open now, so that one which is not allowed any more can be ended.
+//! The requests that are open now, so that one which is not allowed any more can be ended, and all of them at a stop.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ const CONCURRENCY: usize = 32;
 pub struct OpenRequests {
     requests: Mutex<HashMap<u64, Arc<Entry>>>,
     next_id: AtomicU64,
+    stopping: AtomicBool,
 }
 
 /// One open request; dropping it means that the request has ended.
@@ -39,10 +40,16 @@ pub struct OpenRequest {
     entry: Arc<Entry>,
 }
 
-/// An open request has to end, because the user has lost the right to it.
+/// Why an open request has to end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("it is not allowed any more: {0}")]
-pub struct Revoked(pub String);
+pub enum Ending {
+    /// The user has lost the right to it.
+    #[error("it is not allowed any more: {0}")]
+    Revoked(String),
+    /// The stub stops.
+    #[error("the access node is shutting down")]
+    Stopping,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -55,7 +62,7 @@ struct Entry {
     allowed: Moment,
     cancelled: CancellationToken,
     /// Set before `cancelled`.
-    revoked: OnceLock<Revoked>,
+    ending: OnceLock<Ending>,
 }
 
 impl OpenRequests {
@@ -68,11 +75,28 @@ impl OpenRequests {
             known: Moment::now(),
             allowed: Moment::now(),
             cancelled: CancellationToken::new(),
-            revoked: OnceLock::new(),
+            ending: OnceLock::new(),
         });
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, entry.clone());
+        // Looked at afterwards: a stop in between finds the request among the open ones.
+        if self.stopping.load(Ordering::SeqCst) {
+            entry.end(Ending::Stopping);
+        }
         OpenRequest { requests: self.clone(), id, entry }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Ends every open request and every one to come.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for entry in self.lock().values() {
+            entry.end(Ending::Stopping);
+        }
     }
 
     /// Asks about every open request again, whenever the answers may have changed and every few seconds; never ends.
@@ -110,11 +134,11 @@ impl OpenRequests {
                 let user = &entry.attributes.user;
                 match &answer {
                     Ok(Some(vouched)) if vouched.identity == *user => entry.known.renew(),
-                    Ok(Some(_)) => entry.revoke(Revoked("the credentials stand for another user now".to_owned())),
-                    Ok(None) => entry.revoke(Revoked("the credentials are not known any more".to_owned())),
-                    Err(NotVouched::Refused(why)) => entry.revoke(Revoked(why.clone())),
+                    Ok(Some(_)) => entry.revoke("the credentials stand for another user now".to_owned()),
+                    Ok(None) => entry.revoke("the credentials are not known any more".to_owned()),
+                    Err(NotVouched::Refused(why)) => entry.revoke(why.clone()),
                     Err(NotVouched::CannotTell(_)) if entry.known.is_within(GRACE) => {}
-                    Err(NotVouched::CannotTell(why)) => entry.revoke(Revoked(why.clone())),
+                    Err(NotVouched::CannotTell(why)) => entry.revoke(why.clone()),
                 }
             }
         });
@@ -128,10 +152,10 @@ impl OpenRequests {
         let asking = stream::iter(entries).for_each_concurrent(CONCURRENCY, async |entry| {
             match authorizer.authorize(entry.attributes.borrowed()).await {
                 Ok(Decision::Allow(_)) => entry.allowed.renew(),
-                Ok(Decision::Deny(reason)) => entry.revoke(Revoked(reason.into_owned())),
+                Ok(Decision::Deny(reason)) => entry.revoke(reason.into_owned()),
                 Err(_) if entry.allowed.is_within(patience) => {}
                 // It fails closed.
-                Err(error) => entry.revoke(Revoked(error.to_string())),
+                Err(error) => entry.revoke(error.to_string()),
             }
         });
         asking.await;
@@ -178,11 +202,16 @@ impl Moment {
 }
 
 impl Entry {
-    fn revoke(&self, revoked: Revoked) {
+    fn revoke(&self, why: String) {
+        let revoked = Ending::Revoked(why);
         let OwnedAttributes { user, cluster, request, .. } = &*self.attributes;
         tracing::warn!(user = user.user, %cluster, verb = request.verb, path = request.path, "ending a request: {revoked}");
-        // Set already where the policy has changed twice meanwhile.
-        let _ = self.revoked.set(revoked);
+        self.end(revoked);
+    }
+
+    fn end(&self, ending: Ending) {
+        // Set already where there is a second reason meanwhile.
+        let _ = self.ending.set(ending);
         self.cancelled.cancel();
     }
 }
@@ -194,12 +223,12 @@ impl OpenRequest {
     }
 
     /// Why the request has to end, if it has to.
-    pub fn revoked(&self) -> Option<&Revoked> {
-        self.entry.revoked.get()
+    pub fn ending(&self) -> Option<&Ending> {
+        self.entry.ending.get()
     }
 
-    /// Waits until [`OpenRequest::revoked`] gives something.
-    pub fn wait_until_revoked(&self) -> WaitForCancellationFutureOwned {
+    /// Waits until [`OpenRequest::ending`] gives something.
+    pub fn wait_for_ending(&self) -> WaitForCancellationFutureOwned {
         self.entry.cancelled.clone().cancelled_owned()
     }
 }
@@ -274,11 +303,11 @@ mod tests {
         let (alice, bob) = (open(&requests, "alice"), open(&requests, "bob"));
         let following = tokio::spawn(requests.clone().follow(Arc::new(Register), authorizer.clone()));
         tokio::task::yield_now().await;
-        assert_eq!(alice.revoked(), None);
+        assert_eq!(alice.ending(), None);
         authorizer.refuse("alice");
-        tokio::time::timeout(Duration::from_secs(30), alice.wait_until_revoked()).await.unwrap();
-        assert_eq!(alice.revoked(), Some(&Revoked("no".to_owned())));
-        assert_eq!(bob.revoked(), None);
+        tokio::time::timeout(Duration::from_secs(30), alice.wait_for_ending()).await.unwrap();
+        assert_eq!(alice.ending(), Some(&Ending::Revoked("no".to_owned())));
+        assert_eq!(bob.ending(), None);
         following.abort();
     }
 
@@ -288,9 +317,18 @@ mod tests {
         let alice = open(&requests, "alice");
         authorizer.broken.store(true, Ordering::Relaxed);
         requests.authorize_again(&authorizer, GRACE).await;
-        assert_eq!(alice.revoked(), None, "it was allowed a moment ago, and nothing has changed that is known of");
+        assert_eq!(alice.ending(), None, "it was allowed a moment ago, and nothing has changed that is known of");
         requests.authorize_again(&authorizer, Duration::ZERO).await;
-        assert!(alice.revoked().is_some());
+        assert!(alice.ending().is_some());
+    }
+
+    #[test]
+    fn a_stop_ends_what_is_open_and_what_comes_later() {
+        let requests = Arc::new(OpenRequests::default());
+        let before = open(&requests, "alice");
+        requests.stop();
+        let after = open(&requests, "alice");
+        assert_eq!([before.ending(), after.ending()], [Some(&Ending::Stopping); 2]);
     }
 
     /// Knows everybody by their names, but not mallory, takes eve for another, and cannot say who carol is.
@@ -321,8 +359,8 @@ mod tests {
         let [alice, again, mallory, eve, carol, dave] =
             ["alice", "alice", "mallory", "eve", "carol", "dave"].map(|user| open(&requests, user));
         requests.authenticate_again(&Register).await;
-        assert!([&alice, &again, &carol].iter().all(|request| request.revoked().is_none()));
-        assert!([&mallory, &eve, &dave].iter().all(|request| request.revoked().is_some()));
+        assert!([&alice, &again, &carol].iter().all(|request| request.ending().is_none()));
+        assert!([&mallory, &eve, &dave].iter().all(|request| request.ending().is_some()));
     }
 
     #[tokio::test]

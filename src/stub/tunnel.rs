@@ -8,54 +8,57 @@ use futures_util::future::join_all;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
+use super::front::http3;
 use super::registry::AgentLink;
 use super::shared::Shared;
 use crate::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, PathState, QuicListener, ReceiveError,
     SendError, accepted_over_tcp,
 };
-use crate::pki::{AgentIdentity, Validity};
+use crate::pki::{ALPN_HTTP3, AgentIdentity, PeerRole, Validity};
 use crate::wire::{
     ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier, Certificate, Drain, ErrorCode, Frame,
     FrameReader, Hello, Refused, Renew, Welcome, WireError,
 };
 
-/// Accepts agents until `shutdown`, then tells them to go elsewhere.
-pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: CancellationToken) {
-    while let Some(Some(incoming)) = shutdown.run_until_cancelled(listener.accept()).await {
-        let (shared, shutdown) = (shared.clone(), shutdown.clone());
+/// Why an agent has to go elsewhere.
+const SHUTTING_DOWN: &str = "the stub is shutting down";
+
+/// Accepts agents, and clients that speak HTTP/3. A stub that takes no more requests refuses them at once, so that they try
+/// another one.
+pub async fn run(shared: Arc<Shared>, listener: &QuicListener) {
+    while let Some(incoming) = listener.accept().await {
+        if shared.drain.is_closing() {
+            incoming.refuse();
+            continue;
+        }
+        let shared = shared.clone();
         tokio::spawn(async move {
             let address = incoming.remote_address();
-            if let Err(error) = accept(&shared, incoming, shutdown).await {
+            if let Err(error) = accept(&shared, incoming).await {
                 tracing::warn!(%address, "refused a connection to the tunnel: {error}");
             }
         });
     }
-    shared.tasks.close();
-    if timeout(shared.config.limits.shutdown(), shared.tasks.wait()).await.is_err() {
-        tracing::warn!("some requests did not end in time and are cut off");
-    }
-    const REASON: &str = "the stub is shutting down";
+}
+
+/// Closes every agent's connection, and waits a moment so that they hear of it.
+pub async fn hang_up(shared: &Shared, listener: &QuicListener) {
     const PATIENCE: Duration = Duration::from_secs(1);
     // The listener knows the connections over QUIC alone.
     let links = shared.registry.all().into_iter().filter(|link| link.connection.carrier() == Carrier::Tcp);
-    let hanging_up =
-        links.map(async |link| link.connection.close_and_drain(ErrorCode::NoError, REASON, PATIENCE).await);
-    tokio::join!(join_all(hanging_up), listener.close(REASON, PATIENCE));
+    let hanging_up = links.map(|link| async move {
+        link.connection.close_and_drain(ErrorCode::NoError, SHUTTING_DOWN, PATIENCE).await;
+    });
+    tokio::join!(join_all(hanging_up), listener.close(SHUTTING_DOWN, PATIENCE));
 }
 
 /// Serves a connection of the TCP port that speaks for an agent, to its end.
-pub async fn serve_over_tcp(
-    shared: &Shared,
-    socket: TlsStream<TcpStream>,
-    address: SocketAddr,
-    shutdown: CancellationToken,
-) {
+pub async fn serve_over_tcp(shared: &Shared, socket: TlsStream<TcpStream>, address: SocketAddr) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
-        Ok(connection) => established(shared, connection, shutdown).await,
+        Ok(connection) => established(shared, connection).await,
         Err(end) => Err(end.into()),
     };
     if let Err(error) = result {
@@ -72,6 +75,8 @@ enum Refusal {
     Silent,
     #[error("no certificate was presented; an agent without one has to enrol with a join token")]
     NoCertificate,
+    #[error("the agents' authority does not vouch for the certificate: {0}")]
+    NotVouchedFor(rustls::Error),
     #[error("the certificate is not an agent's: {0}")]
     Certificate(#[from] crate::pki::CertificateError),
     #[error("the certificate of {0} has expired")]
@@ -92,9 +97,11 @@ impl Refusal {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Silent => ErrorCode::HandshakeTimeout,
-            Self::NoCertificate | Self::Certificate(_) | Self::Expired(_) | Self::OtherCluster { .. } => {
-                ErrorCode::IdentityRejected
-            }
+            Self::NoCertificate
+            | Self::NotVouchedFor(_)
+            | Self::Certificate(_)
+            | Self::Expired(_)
+            | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
             Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
@@ -104,16 +111,35 @@ impl Refusal {
 }
 
 /// One connection over QUIC, from its handshake to its end.
-async fn accept(shared: &Shared, incoming: IncomingConnection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn accept(shared: &Arc<Shared>, incoming: IncomingConnection) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
-    established(shared, connection, shutdown).await
+    if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
+        // A stop waits for the requests of clients.
+        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic())).await;
+        return Ok(());
+    }
+    let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
+    let connection = connection.into_tunnel();
+    match vouched_for {
+        Ok(()) if shared.drain.is_announced() => {
+            // It had better try another stub.
+            connection.close(ErrorCode::NoError, SHUTTING_DOWN);
+            Ok(())
+        }
+        Ok(()) => established(shared, connection).await,
+        Err(error) => {
+            let refusal = Refusal::NotVouchedFor(error);
+            connection.close(refusal.code(), &refusal.to_string());
+            Err(refusal)
+        }
+    }
 }
 
 /// What follows the handshake, whatever carries the connection.
-async fn established(shared: &Shared, connection: Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn established(shared: &Shared, connection: Connection) -> Result<(), Refusal> {
     let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, shutdown).await,
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection).await,
         Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => {
             enroll(shared, &connection, shared.config.limits.handshake()).await
         }
@@ -127,8 +153,21 @@ async fn established(shared: &Shared, connection: Connection, shutdown: Cancella
 }
 
 async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
-    let (mut sender, mut receiver) =
-        control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    let (sender, receiver) = control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    tokio::select! {
+        result = answer_enrollment(shared, connection, sender, receiver, patience) => result,
+        // Enrolling takes one stream (proto-spec/qtunnel-1.md, section 11).
+        () = another_stream(connection) => Err(Refusal::UnexpectedMessage),
+    }
+}
+
+async fn answer_enrollment(
+    shared: &Shared,
+    connection: &Connection,
+    mut sender: FrameSender,
+    mut receiver: FrameReceiver,
+    patience: Duration,
+) -> Result<(), Refusal> {
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -139,6 +178,14 @@ async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) ->
             last_word(connection, &mut sender, refused, patience).await?;
             Err(error.into())
         }
+    }
+}
+
+/// Waits for another stream of the peer.
+async fn another_stream(connection: &Connection) {
+    if connection.accept().await.is_err() {
+        // What became of the connection is told elsewhere.
+        std::future::pending().await
     }
 }
 
@@ -155,7 +202,7 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn serve_agent(shared: &Shared, connection: &Connection) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;
@@ -174,6 +221,11 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    // The agent has come here by another address of this stub without knowing, and is better served by what it has.
+    if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
+        let welcome = Frame::Welcome(welcome(shared, report_interval));
+        return last_word(connection, &mut sender, welcome, patience).await;
+    }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     connection.trust();
@@ -181,7 +233,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
     shared.registry.add(link.clone());
-    let end = session.run(sender, receiver, shutdown).await;
+    let end = session.run(sender, receiver).await;
     shared.registry.remove(&link);
     connection.close(end.code(), &end.to_string());
     tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
@@ -189,7 +241,12 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
-    Welcome { stub: shared.config.name.clone(), report_interval, other_stubs: Vec::new() }
+    Welcome {
+        stub: shared.config.name.clone(),
+        report_interval,
+        other_stubs: shared.config.peers.clone(),
+        instance: Some(shared.instance),
+    }
 }
 
 fn log_connected(link: &AgentLink) {
@@ -256,12 +313,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(
-        mut self,
-        mut sender: FrameSender,
-        mut receiver: FrameReceiver,
-        shutdown: CancellationToken,
-    ) -> SessionEnd {
+    async fn run(mut self, mut sender: FrameSender, mut receiver: FrameReceiver) -> SessionEnd {
         let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
         tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
@@ -275,9 +327,9 @@ impl Session<'_> {
                     self.path_changed(std::mem::replace(&mut before, now), now);
                 }
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
-                () = shutdown.cancelled(), if !self.told_to_leave => {
+                () = self.shared.drain.announced(), if !self.told_to_leave => {
                     self.told_to_leave = true;
-                    let drain = Drain { reason: "the stub is shutting down".to_owned() };
+                    let drain = Drain { reason: SHUTTING_DOWN.to_owned() };
                     if let Err(error) = sender.send(&Frame::Drain(drain)).await {
                         return error.into();
                     }
@@ -316,7 +368,7 @@ impl Session<'_> {
 
     async fn heard(&mut self, frame: Frame, sender: &mut FrameSender) -> Result<(), SessionEnd> {
         match frame {
-            Frame::Report(report) => self.link.report(report),
+            Frame::Report(report) => self.shared.registry.report(self.link, report),
             Frame::Drain(drain) => {
                 tracing::info!(
                     cluster = %self.link.identity.cluster,
@@ -324,7 +376,7 @@ impl Session<'_> {
                     "agent takes no more requests: {}",
                     drain.reason
                 );
-                self.link.drain();
+                self.link.leave();
             }
             Frame::Renew(renew) => {
                 let answer = self.renew(renew).await;

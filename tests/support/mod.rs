@@ -5,14 +5,17 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod balancer;
 pub mod capture;
 pub mod conversation;
 pub mod echo;
 pub mod http;
 pub mod http1;
+pub mod http3;
 pub mod https_service;
 pub mod issuer;
 pub mod kubectl;
+pub mod load;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

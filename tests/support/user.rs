@@ -1,4 +1,4 @@
-//! A user of a stub whose every byte the test decides: HTTP/1.1 written by hand over TLS, or HTTP/2.
+//! A user of a stub whose every byte the test decides: HTTP/1.1 written by hand over TLS, HTTP/2, or HTTP/3.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::http1::{Answer, BodyDecoder, Framing, Head, Wire, within};
+use super::http3::{Exchange, Http3, Http3Answer};
 use super::scripted_upstream::reset_on_drop;
 
 /// Somebody who can reach a stub, with a certificate or without.
@@ -107,8 +108,23 @@ impl User {
         sender
     }
 
-    /// A TLS connection for one application protocol.
-    pub async fn tls(&self, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+    /// Connects and speaks HTTP/3.
+    pub async fn connect_http3(&self) -> Http3 {
+        Http3::connect(self).await.expect("an HTTP/3 connection")
+    }
+
+    /// Where the stub is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The name that TLS is asked for.
+    pub fn server_name(&self) -> String {
+        self.server_name.to_str().into_owned()
+    }
+
+    /// How TLS is spoken for one application protocol.
+    pub fn tls_config(&self, protocol: &[u8]) -> rustls::ClientConfig {
         let builder = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
             .with_safe_default_protocol_versions()
             .expect("protocol versions")
@@ -118,6 +134,12 @@ impl User {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![protocol.to_vec()];
+        config
+    }
+
+    /// A TLS connection for one application protocol.
+    pub async fn tls(&self, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+        let config = self.tls_config(protocol);
         let socket = TcpStream::connect(self.address).await?;
         socket.set_nodelay(true)?;
         let connector = TlsConnector::from(Arc::new(config));
@@ -154,6 +176,7 @@ impl User {
                 let answer = self.connect_http2().await.send_request(request).await;
                 Answering::read_http2(answer.map_err(|error| error.to_string())?)
             }
+            Version::Http3 => self.begin_http3(method, path, &[]).await.map_err(|error| error.to_string())?,
         };
         Ok(answering.rest().await)
     }
@@ -171,7 +194,22 @@ impl User {
                 let connection = self.connect_http2().await;
                 self.begin_on(&connection, method, path, headers, no_body()).await
             }
+            Version::Http3 => self.begin_http3(method, path, headers).await.expect("an answer"),
         }
+    }
+
+    async fn begin_http3(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Answering, h3::error::StreamError> {
+        let mut connection = self.connect_http3().await;
+        let mut exchange = connection.send(self.http3_request(method, path, headers)).await?;
+        // The stub may have answered, and wanted nothing more, before it is said that there is nothing more.
+        let _ = exchange.finish().await;
+        let (head, answer) = Http3Answer::begin(exchange, Some(connection)).await?;
+        Ok(Answering { head, body: Vec::new(), from: From::Http3(Box::new(answer)) })
     }
 
     /// The same on a connection that is there.
@@ -202,7 +240,12 @@ impl User {
         request.body(body).expect("a request")
     }
 
-    /// The URI of a path below the cluster, for HTTP/2.
+    /// A request for HTTP/3.
+    pub fn http3_request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> http::Request<()> {
+        self.http2_request(method, path, headers, no_body()).map(|_body| ())
+    }
+
+    /// The URI of a path below the cluster, for HTTP/2 and HTTP/3.
     pub fn uri(&self, path: &str) -> String {
         format!("https://{}{}{path}", self.host, self.prefix)
     }
@@ -215,11 +258,13 @@ pub enum Version {
     Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/3.
+    Http3,
 }
 
 impl Version {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+    pub const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Http3];
 }
 
 /// An answer that is coming. Dropping it is what a client does that vanishes.
@@ -234,6 +279,7 @@ pub struct Answering {
 enum From {
     Http1(Box<Http1>, BodyDecoder, Framing),
     Http2(hyper::body::Incoming),
+    Http3(Box<Http3Answer>),
 }
 
 /// What came next.
@@ -256,6 +302,12 @@ impl Answering {
         Ok(Self { head, body: Vec::new(), from })
     }
 
+    /// The answer to a request over HTTP/3 that was sent to its end.
+    pub async fn read_http3(exchange: Exchange) -> Self {
+        let (head, answer) = Http3Answer::begin(exchange, None).await.expect("an answer");
+        Self { head, body: Vec::new(), from: From::Http3(Box::new(answer)) }
+    }
+
     /// The answer on an HTTP/2 stream.
     pub fn read_http2(answer: http::Response<hyper::body::Incoming>) -> Self {
         let (head, body) = answer.into_parts();
@@ -268,6 +320,15 @@ impl Answering {
     /// Waits until `text` has come.
     pub async fn until(&mut self, text: &str) {
         while !self.body.ends_with(text.as_bytes()) {
+            if let Came::End { .. } = self.more().await {
+                panic!("the answer ended before {text:?}: {:?}", String::from_utf8_lossy(&self.body));
+            }
+        }
+    }
+
+    /// Waits until `text` is somewhere in what has come.
+    pub async fn until_contains(&mut self, text: &str) {
+        while !self.body.windows(text.len()).any(|window| window == text.as_bytes()) {
             if let Came::End { .. } = self.more().await {
                 panic!("the answer ended before {text:?}: {:?}", String::from_utf8_lossy(&self.body));
             }
@@ -287,7 +348,7 @@ impl Answering {
     pub fn into_http1(self) -> Http1 {
         match self.from {
             From::Http1(connection, ..) => *connection,
-            From::Http2(_) => panic!("an HTTP/2 stream"),
+            From::Http2(_) | From::Http3(_) => panic!("not an HTTP/1.1 connection"),
         }
     }
 
@@ -305,6 +366,14 @@ impl Answering {
                 Some(Err(_reset)) => Came::End { complete: false },
                 Some(Ok(frame)) => {
                     self.body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    Came::Bytes
+                }
+            },
+            From::Http3(answer) => match answer.more().await {
+                Ok(None) => Came::End { complete: true },
+                Err(_reset) => Came::End { complete: false },
+                Ok(Some(data)) => {
+                    self.body.extend_from_slice(&data);
                     Came::Bytes
                 }
             },

@@ -7,6 +7,7 @@
 mod body;
 mod connector;
 mod health;
+mod identity;
 mod pool;
 
 use std::sync::Arc;

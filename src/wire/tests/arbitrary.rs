@@ -12,8 +12,9 @@ use proptest::sample::{Index, select};
 
 use super::{Direction, begins_raw_bytes};
 use crate::wire::{
-    AuthMode, BearerToken, Certificate, Drain, Enroll, Failure, FailureReason, Frame, Hello, Identity, MAX_VARINT,
-    Refused, Renew, Report, RequestHead, ResponseHead, Trailers, UpgradeProtocol, Welcome, write_varint,
+    AuthMode, BearerToken, Certificate, Dial, Dialed, Drain, Enroll, Failure, FailureReason, Frame, Hello, Identity,
+    MAX_VARINT, Network, Refused, Renew, Report, RequestHead, ResponseHead, Trailers, UpgradeProtocol, Welcome,
+    write_varint,
 };
 
 /// One direction of a stream as its sender would make it: which one, its frames, its bytes.
@@ -75,6 +76,12 @@ fn frames(direction: Direction) -> BoxedStrategy<Vec<Frame>> {
         Direction::ControlFromStub => prop_oneof![
             4 => exchange(welcome(), prop_oneof![drain(), certificate(), refused()].boxed()),
             1 => refused().prop_map(|refused| vec![refused]),
+        ]
+        .boxed(),
+        Direction::Dial => with_body(dial()),
+        Direction::Dialed => prop_oneof![
+            4 => with_body(Just(Frame::Dialed(Dialed)).boxed()),
+            1 => failure().prop_map(|failure| vec![failure]),
         ]
         .boxed(),
         Direction::EnrollmentFromAgent => enroll().prop_map(|enroll| vec![enroll]).boxed(),
@@ -162,28 +169,43 @@ fn failure() -> BoxedStrategy<Frame> {
         .boxed()
 }
 
+fn dial() -> BoxedStrategy<Frame> {
+    let host = prop_oneof![
+        "[a-z0-9_-]{1,20}(\\.[a-z0-9_-]{1,20}){0,2}",
+        any::<std::net::Ipv6Addr>().prop_map(|ip| format!("[{ip}]"))
+    ];
+    (host, 1..=u16::MAX, "[!-~]{1,64}")
+        .prop_map(|(host, port, audit_id)| {
+            let address = format!("{host}:{port}").parse().expect("the pattern makes addresses");
+            Frame::Dial(Box::new(Dial { network: Network::Tcp, address, audit_id }))
+        })
+        .boxed()
+}
+
 fn hello() -> BoxedStrategy<Frame> {
-    (label(), any::<u64>(), text(), select(vec![AuthMode::Impersonate, AuthMode::PassThrough]))
-        .prop_map(|(cluster, instance, software, auth_mode)| {
+    let modes = select(vec![AuthMode::Impersonate, AuthMode::PassThrough]);
+    (label(), any::<u64>(), text(), modes, vec(any::<u64>(), 0..4))
+        .prop_map(|(cluster, instance, software, auth_mode, connected_stubs)| {
             let cluster = cluster.parse().expect("the pattern makes cluster ids");
-            Frame::Hello(Hello { cluster, instance, software, auth_mode })
+            Frame::Hello(Hello { cluster, instance, software, auth_mode, connected_stubs })
         })
         .boxed()
 }
 
 fn welcome() -> BoxedStrategy<Frame> {
-    (text(), 10_u64..=3_600_000, vec(text(), 0..4))
-        .prop_map(|(stub, interval, other_stubs)| {
-            Frame::Welcome(Welcome { stub, report_interval: Duration::from_millis(interval), other_stubs })
+    (text(), 10_u64..=3_600_000, vec(text(), 0..4), any::<Option<u64>>())
+        .prop_map(|(stub, interval, other_stubs, instance)| {
+            Frame::Welcome(Welcome { stub, report_interval: Duration::from_millis(interval), other_stubs, instance })
         })
         .boxed()
 }
 
 fn report() -> BoxedStrategy<Frame> {
-    (0..=MAX_VARINT, any::<bool>(), 0..=MAX_VARINT, text())
-        .prop_map(|(open_streams, upstream_healthy, latency, upstream_error)| {
+    (0..=MAX_VARINT, any::<bool>(), 0..=MAX_VARINT, text(), proptest::option::of("[!-~]{1,64}"))
+        .prop_map(|(open_streams, upstream_healthy, latency, upstream_error, api_server)| {
             let upstream_latency = Duration::from_micros(latency);
-            Frame::Report(Report { open_streams, upstream_healthy, upstream_latency, upstream_error })
+            let api_server = api_server.map(Into::into);
+            Frame::Report(Report { open_streams, upstream_healthy, upstream_latency, upstream_error, api_server })
         })
         .boxed()
 }

@@ -1,4 +1,4 @@
-//! Where clients come in: HTTPS with HTTP/1.1 and HTTP/2 on one TCP port, which agents that cannot use UDP share.
+//! The TCP port: HTTPS with HTTP/1.1 and HTTP/2, and agents that cannot use UDP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,31 +15,18 @@ use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
-use super::authenticate::ClientCertificate;
-use super::request;
-use super::shared::Shared;
-use super::tunnel;
+use super::ClientConnection;
 use crate::carrier::Disconnect;
 use crate::pki::CertificateError;
+use crate::stub::shared::Shared;
+use crate::stub::{request, tunnel};
 use crate::wire::limits::MAX_HEAD_LENGTH;
 use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP};
-
-/// What is known of the connection that requests come over.
-#[derive(Debug)]
-pub struct ClientConnection {
-    /// The client's address.
-    pub address: SocketAddr,
-    /// The host name the client asked TLS for (SNI).
-    pub server_name: Option<String>,
-    /// The client's certificate, if it presented one; TLS has verified it.
-    pub certificate: Option<Arc<ClientCertificate>>,
-}
 
 /// The socket of a client or an agent.
 type Socket = TlsStream<TcpStream>;
@@ -54,35 +41,18 @@ pub struct PortTls {
     pub agents: Arc<ServerConfig>,
 }
 
-/// Accepts clients and agents until `shutdown`, then lets the clients' requests end.
-pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutdown: CancellationToken) {
+/// Accepts clients and agents. When the stub is about to stop it tells those who come that it is.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
-    while let Some(Ok(place)) = shutdown.run_until_cancelled(places.clone().acquire_owned()).await {
-        let accepted = match shutdown.run_until_cancelled(listener.accept()).await {
-            Some(accepted) => accepted,
-            None => break,
-        };
-        match accepted {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        match listener.accept().await {
             Ok((socket, address)) => {
-                let (shared, tls, shutdown) = (shared.clone(), tls.clone(), shutdown.clone());
-                shared.clone().tasks.spawn(async move {
-                    match handshake(&shared, socket, &tls).await {
-                        Ok(Accepted::Client(socket)) => {
-                            if let Err(error) = serve_client(shared, socket, address, shutdown).await {
-                                tracing::debug!(%address, "a client's connection ended: {error}");
-                            }
-                            drop(place);
-                        }
-                        Ok(Accepted::Agent(socket)) => {
-                            // A stop waits for requests, not for agents: they stay to serve them.
-                            tokio::spawn(async move {
-                                tunnel::serve_over_tcp(&shared, socket, address, shutdown).await;
-                                drop(place);
-                            });
-                        }
-                        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
-                    }
-                });
+                let serving = serve(shared.clone(), socket, address, tls.clone(), place);
+                // A stop waits for the requests of those that came in time.
+                match shared.drain.is_closing() {
+                    true => drop(tokio::spawn(serving)),
+                    false => drop(shared.tasks.spawn(serving)),
+                }
             }
             Err(error) => {
                 // Mostly a lack of file descriptors: trying again at once would only burn a core.
@@ -90,6 +60,25 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutd
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls: PortTls, place: OwnedSemaphorePermit) {
+    match handshake(&shared, socket, &tls).await {
+        Ok(Accepted::Client(socket)) => {
+            if let Err(error) = serve_client(shared, socket, address).await {
+                tracing::debug!(%address, "a client's connection ended: {error}");
+            }
+            drop(place);
+        }
+        Ok(Accepted::Agent(socket)) => {
+            // A stop waits for requests, not for agents: they stay to serve them.
+            tokio::spawn(async move {
+                tunnel::serve_over_tcp(&shared, socket, address).await;
+                drop(place);
+            });
+        }
+        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
     }
 }
 
@@ -118,6 +107,9 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
     let accepting = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         if offers_tunnel(&start.client_hello()) {
+            if shared.drain.is_announced() {
+                return Err(io::Error::other("the stub is about to stop, and the agent had better try another one"));
+            }
             start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
         } else {
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
@@ -131,13 +123,9 @@ fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_some_and(|mut names| names.any(|name| [ALPN_TUNNEL_TCP, ALPN_ENROLLMENT_TCP].contains(&name)))
 }
 
-async fn serve_client(
-    shared: Arc<Shared>,
-    socket: Socket,
-    address: SocketAddr,
-    shutdown: CancellationToken,
-) -> Result<(), ConnectionError> {
-    let connection = Arc::new(ClientConnection::of(&socket, address)?);
+async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) -> Result<(), ConnectionError> {
+    let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
+    let closing = connection.closing(&shared.drain);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
     let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
@@ -156,7 +144,7 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     } else {
@@ -169,18 +157,15 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }
 }
 
-impl ClientConnection {
-    fn of(socket: &Socket, address: SocketAddr) -> Result<Self, CertificateError> {
-        let (_, tls) = socket.get_ref();
-        let certificate = ClientCertificate::of(tls.peer_certificates().unwrap_or_default())?.map(Arc::new);
-        Ok(Self { address, server_name: tls.server_name().map(str::to_owned), certificate })
-    }
+fn client_connection(socket: &Socket, address: SocketAddr) -> Result<ClientConnection, CertificateError> {
+    let (_, tls) = socket.get_ref();
+    ClientConnection::new(address, tls.server_name().map(str::to_owned), tls.peer_certificates().unwrap_or_default())
 }
 
 /// The socket of a client whose connection has been upgraded, with what had been read of it already.
@@ -203,8 +188,7 @@ impl ClientSocket {
 impl Disconnect for ClientSocket {
     /// RST and no close_notify: kubectl over SPDY takes any clean end for success.
     fn disconnect(&mut self) {
-        // Without it the client sees a TCP FIN without close_notify, which TLS clients report too, if less clearly.
-        let _ = socket2::SockRef::from(self.socket.get_ref().0).set_linger(Some(Duration::ZERO));
+        self.socket.get_mut().0.disconnect();
     }
 }
 
