@@ -12,10 +12,11 @@ use tokio::time::timeout;
 use super::access::AccessError;
 use super::forward;
 use super::shared::Shared;
-use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket, bearer};
+use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket};
 use crate::carrier::{
     FrameReceiver, FrameSender, ReceiveError, ReceivedBody, RecvStream, SendStream, relay, send_body,
 };
+use crate::kube::kubeconfig::bearer;
 use crate::kube::{RequestInfo, RequestPath, headers, impersonation, rewrite_location};
 use crate::trace::{ActiveSpan, SpanKind};
 use crate::wire::{

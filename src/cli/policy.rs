@@ -7,7 +7,9 @@ use serde_json::json;
 use super::CommandResult;
 use super::args::{CheckedObject, CheckedResource, OutputFormat, PolicyCheckArgs};
 use crate::kube::RequestInfo;
-use crate::stub::authorize::{AllowAll, Authorizer, DenyAll, Explanation, Mismatch, OwnedAttributes, Policy};
+use crate::stub::authorize::{
+    AccessWebhook, AllowAll, Authorizer, DenyAll, Explanation, Mismatch, OwnedAttributes, Policy, PolicyFile,
+};
 use crate::stub::{AuthorizationConfig, StubConfig};
 use crate::wire::Identity;
 
@@ -18,6 +20,10 @@ pub async fn check(args: PolicyCheckArgs) -> CommandResult {
     let explanation = match &config.authorization {
         AuthorizationConfig::AllowAll {} => fixed(&AllowAll, &attributes).await?,
         AuthorizationConfig::DenyAll {} => fixed(&DenyAll, &attributes).await?,
+        AuthorizationConfig::Webhook(webhook) => {
+            let policy = webhook.policy_file.as_deref().map(PolicyFile::load).transpose()?;
+            fixed(&AccessWebhook::load(webhook.settings(), policy)?, &attributes).await?
+        }
         AuthorizationConfig::Policy { policy_file } => Policy::load(policy_file)?.explain(&attributes.borrowed()),
     };
     match args.output {
@@ -27,7 +33,7 @@ pub async fn check(args: PolicyCheckArgs) -> CommandResult {
     Ok(if explanation.decision.is_allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The decision of an authorizer without rules.
+/// The decision of an authorizer that shows no rules.
 async fn fixed(authorizer: &dyn Authorizer, attributes: &OwnedAttributes) -> anyhow::Result<Explanation> {
     let decision = authorizer.authorize(attributes.borrowed()).await?;
     Ok(Explanation { decision, rules: Vec::new() })

@@ -64,7 +64,7 @@ fn reload_on_hangup(reload: Arc<Notify>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: reading the policy file again");
+            tracing::info!("SIGHUP: reading every file again");
             reload.notify_one();
         }
     });
@@ -136,9 +136,40 @@ kind = "directory"
 # [kubernetes]
 # kubeconfig = "kubeconfig.yaml"
 
+# Every file that [authentication], [authorization] and [audit] name is read again when it changes, and at SIGHUP. One that
+# cannot be used changes nothing: the log says what is wrong, and metrics count it.
+
 [authentication]
-# Static bearer tokens, a line `token,user,uid,"group1,group2"` for each, besides client certificates of user-ca.pem.
+# Client certificates of user-ca.pem are always accepted: the common name is the user, each organization a group. Requests
+# that are open end within ten seconds when their user is not known any more.
+#
+# Further authorities of client certificates, PEM.
+# client_ca_files = ["company-ca.pem"]
+# Lists of revoked client certificates (CRL), PEM or DER.
+# crl_files = ["users.crl"]
+# Users and certificates that are not accepted any more, however they authenticate: a line `user NAME` or
+# `certificate SERIAL` for each.
+# revocation_file = "revoked.txt"
+# Static bearer tokens, a line `token,user,uid,"group1,group2"` for each.
 # token_file = "tokens.csv"
+# Issuers of JSON Web Tokens (OpenID Connect): an AuthenticationConfiguration as kube-apiserver reads it. Of CEL only
+# expressions that name a claim are understood (claims.email); any other is an error.
+# jwt_file = "authentication.yaml"
+# Whether whoever presents nothing is system:anonymous.
+# anonymous = false
+# Names under system: that issuers, webhooks and further authorities may give; never system:masters.
+# system_names = ["system:serviceaccount:*", "system:serviceaccounts*"]
+# The order in which what a user presents is looked at.
+# order = ["client-certificate", "token-file", "jwt", "token-webhook"]
+
+# Who else knows bearer tokens: a kubeconfig file that leads to a webhook for TokenReview (authentication.k8s.io/v1).
+# [authentication.token_webhook]
+# kubeconfig = "token-webhook.yaml"
+# timeout = "10s"
+# How long answers are kept; a token that is revoked there is good for so long.
+# authenticated_ttl = "5s"
+# unauthenticated_ttl = "5s"
+# audiences = []
 
 [authorization]
 # allow-all: every authenticated user may make every request to every cluster; each cluster's own RBAC decides what
@@ -146,13 +177,24 @@ kind = "directory"
 # policy:    only what a rule of `policy_file` allows (YAML; deploy/policy.example.yaml explains it), and then the cluster's
 #            own RBAC. The file is read again when it changes and at SIGHUP; open requests that are not allowed any more
 #            end. `qtunnel policy check` says what a policy allows, and why.
+# webhook:   what a webhook for SubjectAccessReview (authorization.k8s.io/v1) allows; `kubeconfig` leads to it. The cluster is
+#            the extra qtunnel.dev/cluster. Where it has no opinion `policy_file` decides, if there is one.
 # deny-all:  nobody may do anything.
 mode = "allow-all"
 # policy_file = "policy.yaml"
+# For webhook: how long it may take, how long its answers are kept, and what its silence means: deny, or no-opinion.
+# kubeconfig = "authorization-webhook.yaml"
+# timeout = "3s"
+# authorized_ttl = "10s"
+# unauthorized_ttl = "10s"
+# failure_policy = "deny"
 
 [audit]
-# Where to tell who did what, as audit.k8s.io/v1 events, a line of JSON for each: none, stdout, or file.
+# Where to tell who did what, as audit.k8s.io/v1 events: none; stdout or file, a line of JSON for each; or webhook, in lists
+# to where `kubeconfig` leads.
 sink = "none"
+# kubeconfig = "audit-webhook.yaml"
+# timeout = "10s"
 # The file. It is rotated before it grows past max_length bytes; `keep` rotated ones (<path>.1, .2, ...) are kept.
 # path = "audit.log"
 # max_length = 104857600

@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let hash = digest(&SHA256, bytes);
     let mut copy = [0; 32];
     // A SHA-256 has 32 bytes, so nothing is left over on either side.

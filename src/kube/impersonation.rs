@@ -56,7 +56,7 @@ pub fn on_behalf_of(original: &Identity, requested: Identity) -> Identity {
     let user = (ORIGINAL_USER_EXTRA.to_owned(), original.user.clone());
     let groups = original.groups.iter().map(|group| (ORIGINAL_GROUPS_EXTRA.to_owned(), group.clone()));
     let mut identity = requested;
-    identity.extra.retain(|(key, _)| !is_reserved(key));
+    identity.extra.retain(|(key, _)| !is_reserved_extra(key));
     identity.extra.push(user);
     identity.extra.extend(groups);
     identity
@@ -166,13 +166,14 @@ fn extra_key(name: &HeaderName, encoded: &str) -> Result<String, ImpersonationEr
     if key.is_empty() {
         return Err(ImpersonationError::EmptyKey);
     }
-    if is_reserved(&key) {
+    if is_reserved_extra(&key) {
         return Err(ImpersonationError::ReservedKey(key));
     }
     Ok(key)
 }
 
-fn is_reserved(key: &str) -> bool {
+/// Whether only the tunnel may set this extra.
+pub fn is_reserved_extra(key: &str) -> bool {
     key.to_ascii_lowercase().starts_with(RESERVED_PREFIX)
 }
 
@@ -303,7 +304,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_extra_key_is_read_back_as_it_was_written(key in "\\PC{1,20}|.{1,20}", value in "[!-~]{0,10}") {
-            prop_assume!(!is_reserved(&key));
+            prop_assume!(!is_reserved_extra(&key));
             let identity = Identity { extra: vec![(key, value)], ..Identity::named("a") };
             let mut headers = HeaderMap::new();
             write(&identity, &mut headers).unwrap();

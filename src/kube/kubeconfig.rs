@@ -1,6 +1,7 @@
 //! How to reach an API server: kubeconfig files and the service account of a pod.
 //!
-//! The agent reads them ([`Kubeconfig`], [`Upstream::in_cluster`]); the stub's operator hands them out ([`render`]).
+//! The agent reads them ([`Kubeconfig`], [`Upstream::in_cluster`]), and the stub for its webhooks; the stub's operator
+//! hands them out ([`render`]).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,12 +10,16 @@ use http::Uri;
 
 use crate::wire::BearerToken;
 
+mod credential;
 mod error;
 mod read;
+mod tls;
 mod write;
 
+pub use credential::{Credential, CredentialError, bearer};
 pub use error::KubeconfigError;
 pub use read::Kubeconfig;
+pub use tls::{TlsConfigError, client_config};
 pub use write::{KubeconfigSpec, UserCredentials, render};
 
 /// Where an API server is and how to speak to it.

@@ -25,8 +25,10 @@ mod request_path;
 mod status;
 mod upgrade;
 pub mod user_token;
+mod well_known;
 
 pub use cluster_access::{ClusterAccess, ClusterAccessError};
+pub(crate) use digest::sha256;
 pub use location::{ForeignLocation, rewrite_location};
 pub(crate) use percent::decode as percent_decode;
 pub use redact::without_secrets;
@@ -35,3 +37,4 @@ pub use request_path::{AmbiguousPath, RequestPath};
 pub use status::Status;
 pub use upgrade::{BadUpgrade, requested_upgrade};
 pub use user_token::{StaticTokens, take_bearer_token};
+pub use well_known::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, effective_groups};

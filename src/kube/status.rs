@@ -72,6 +72,12 @@ impl Status {
         Self::unavailable(format!("cluster \"{cluster}\": the request did not reach the API server: {why}"))
     }
 
+    /// 503 with `Retry-After`: whoever knows the user cannot be asked at the moment.
+    pub fn not_authenticated_now() -> Self {
+        let message = "the access node cannot find out who is asking at the moment; try again";
+        Self::unavailable(message.to_owned())
+    }
+
     /// 503 with `Retry-After`: nothing passes without a place in the audit log, and that cannot be written at the moment.
     pub fn not_audited() -> Self {
         Self::unavailable(

@@ -129,6 +129,15 @@ pub fn user_identity(certificate: &CertificateDer<'_>) -> Result<Identity, Certi
     Ok(Identity { groups, ..Identity::named(user) })
 }
 
+/// The serial number of `certificate`, big-endian, without leading zeros.
+///
+/// # Errors
+/// The certificate cannot be parsed.
+pub fn serial_number(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, CertificateError> {
+    let serial = parse(certificate)?.raw_serial().to_vec();
+    Ok(serial.into_iter().skip_while(|byte| *byte == 0).collect())
+}
+
 /// From when to when a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {

@@ -14,7 +14,8 @@ use rustls::{
 use super::certificate::{self, AgentIdentity};
 use super::credentials::{AgentCredentials, ServerCredentials};
 use super::tls::{
-    enrollment_client_config, front_server_config, provider, roots, tunnel_client_config, tunnel_server_config,
+    client_verifier, enrollment_client_config, front_server_config, provider, roots, tunnel_client_config,
+    tunnel_server_config,
 };
 use super::{AgentKey, CertificateAuthority, CertificateFingerprint, UserCertificate, find_pinned};
 use crate::wire::{ALPN_ENROLLMENT, ALPN_TUNNEL};
@@ -44,7 +45,11 @@ impl Stub {
     }
 
     fn front(&self) -> ServerConfig {
-        front_server_config(&self.credentials, &[self.users.certificate_der().clone()]).unwrap()
+        front_server_config(
+            &self.credentials,
+            client_verifier(&[self.users.certificate_der().clone()], Vec::new()).unwrap(),
+        )
+        .unwrap()
     }
 
     fn tunnel(&self) -> ServerConfig {
@@ -388,7 +393,7 @@ fn early_data_of_an_agent_that_returns_is_accepted_only_once() {
 #[test]
 fn a_stub_without_an_authority_for_its_clients_does_not_start() {
     let stub = Stub::new();
-    assert!(front_server_config(&stub.credentials, &[]).is_err());
+    assert!(client_verifier(&[], Vec::new()).is_err());
     assert!(tunnel_server_config(&stub.credentials, &[]).is_err());
 }
 

@@ -28,7 +28,8 @@ mod handshake_tests;
 pub use agent_dir::{AgentKey, AgentState, AgentStateError};
 pub use authority::{AuthorityError, CertificateAuthority, UserCertificate};
 pub use certificate::{
-    AgentIdentity, CertificateError, CertificateFingerprint, InvalidAgentIdentity, Validity, not_after, user_identity,
+    AgentIdentity, CertificateError, CertificateFingerprint, InvalidAgentIdentity, Validity, not_after, serial_number,
+    user_identity,
 };
 pub use credentials::{AgentCredentials, CredentialsError, ServerCredentials};
 pub use host_name::{HostName, InvalidHostName};
@@ -38,9 +39,9 @@ pub use pinned_authority::{FingerprintMismatch, find_pinned};
 pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
 pub use store::{DirectoryStore, KubernetesStore, Store, StoreError};
-pub use stub_dir::{StubKeys, StubKeysError};
+pub use stub_dir::{ServerFiles, StubKeys, StubKeysError};
 pub use tls::{
-    ALPN_HTTP3, TlsError, enrollment_client_config, front_server_config, shared_quic_server_config,
+    ALPN_HTTP3, TlsError, client_verifier, enrollment_client_config, front_server_config, shared_quic_server_config,
     tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
     tunnel_server_config,
 };

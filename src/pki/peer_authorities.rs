@@ -30,12 +30,12 @@ pub enum PeerRole {
 }
 
 impl PeerAuthorities {
-    /// The authorities of both kinds.
+    /// The authorities of agents, and whoever knows those of users.
     ///
     /// # Errors
-    /// One of the lists is empty or holds what is no certificate.
-    pub fn new(agents: &[CertificateDer<'_>], users: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
-        Ok(Self { agents: client_verifier(agents)?, users: client_verifier(users)? })
+    /// `agents` is empty or holds what is no certificate.
+    pub fn new(agents: &[CertificateDer<'_>], users: Arc<dyn ClientCertVerifier>) -> Result<Self, TlsError> {
+        Ok(Self { agents: client_verifier(agents, Vec::new())?, users })
     }
 
     /// Checks that an authority for `role` vouches for the chain that a peer presented, now. A peer that presented none
@@ -54,24 +54,21 @@ impl PeerAuthorities {
 
     /// Takes the certificates of both, for the handshake.
     pub(super) fn either(&self) -> Arc<dyn ClientCertVerifier> {
-        let hints = [self.agents.root_hint_subjects(), self.users.root_hint_subjects()].concat();
-        Arc::new(EitherAuthority { authorities: self.clone(), hints })
+        Arc::new(EitherAuthority(self.clone()))
     }
 }
 
 #[derive(Debug)]
-struct EitherAuthority {
-    authorities: PeerAuthorities,
-    hints: Vec<DistinguishedName>,
-}
+struct EitherAuthority(PeerAuthorities);
 
 impl ClientCertVerifier for EitherAuthority {
     fn client_auth_mandatory(&self) -> bool {
         false
     }
 
+    /// No hints: the authorities of users change, and clients leave out a certificate that the hints do not fit.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
+        &[]
     }
 
     fn verify_client_cert(
@@ -80,7 +77,7 @@ impl ClientCertVerifier for EitherAuthority {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let PeerAuthorities { agents, users } = &self.authorities;
+        let PeerAuthorities { agents, users } = &self.0;
         agents
             .verify_client_cert(end_entity, intermediates, now)
             .or_else(|_not_an_agent| users.verify_client_cert(end_entity, intermediates, now))
@@ -92,7 +89,7 @@ impl ClientCertVerifier for EitherAuthority {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.authorities.agents.verify_tls12_signature(message, certificate, signature)
+        self.0.agents.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -102,10 +99,10 @@ impl ClientCertVerifier for EitherAuthority {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         // Whose certificate it is makes no difference to how its key signs.
-        self.authorities.agents.verify_tls13_signature(message, certificate, signature)
+        self.0.agents.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authorities.agents.supported_verify_schemes()
+        self.0.agents.supported_verify_schemes()
     }
 }

@@ -1,5 +1,6 @@
 //! A stub's keys: three authorities, the server certificate and the join tokens.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -122,6 +123,26 @@ impl StubKeys {
         &self.store
     }
 
+    /// Reads what is stored of the server certificate, as it is now.
+    ///
+    /// # Errors
+    /// The certificate or its key is missing or unreadable.
+    pub fn read_server_files(&self) -> Result<ServerFiles, StubKeysError> {
+        let read = |name| store::require(&*self.store, &Key::pem(name));
+        Ok(ServerFiles { chain: read(SERVER_CERTIFICATE)?, key: read(SERVER_KEY)? })
+    }
+
+    /// Presents the certificate in `files` from now on.
+    ///
+    /// # Errors
+    /// It is damaged, has another issuer than the server authority, or its key belongs to another; the one before it then
+    /// stays in use.
+    pub fn present(&self, files: &ServerFiles) -> Result<(), StubKeysError> {
+        let chain = certificate_chain(&*self.store, &files.chain, &self.server_authority)?;
+        let key = private_file::private_key(&self.store.place(&Key::pem(SERVER_KEY)), &files.key)?;
+        Ok(self.server.replace(chain, key)?)
+    }
+
     /// Issues a new server certificate for the same names if less than a third of the old one's life is left at `now`,
     /// stores it and presents it from then on; one that another stub has stored already is taken instead. Says whether there
     /// is a new one. The key stays, so that a crash between two files cannot part it from its certificate.
@@ -162,6 +183,19 @@ impl StubKeys {
 
     fn server_key(&self) -> Result<PrivateKeyDer<'static>, StubKeysError> {
         read_server_key(&*self.store)
+    }
+}
+
+/// What stands in the files of a server certificate. It is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerFiles {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl fmt::Debug for ServerFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerFiles(..)")
     }
 }
 
@@ -261,8 +295,16 @@ fn stored_chain(
     store: &dyn Store,
     authority: &CertificateAuthority,
 ) -> Result<Vec<CertificateDer<'static>>, StubKeysError> {
-    let key = Key::pem(SERVER_CERTIFICATE);
-    let chain = private_file::certificates(&store.place(&key), &store::require(store, &key)?)?;
+    let stored = store::require(store, &Key::pem(SERVER_CERTIFICATE))?;
+    certificate_chain(store, &stored, authority)
+}
+
+fn certificate_chain(
+    store: &dyn Store,
+    stored: &[u8],
+    authority: &CertificateAuthority,
+) -> Result<Vec<CertificateDer<'static>>, StubKeysError> {
+    let chain = private_file::certificates(&store.place(&Key::pem(SERVER_CERTIFICATE)), stored)?;
     let leaf = chain.into_iter().next().ok_or(StubKeysError::EmptyChain)?;
     check_issuer(&leaf, authority)?;
     Ok(vec![leaf, authority.certificate_der().clone()])

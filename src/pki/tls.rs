@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ServerSessionMemoryCache, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
@@ -20,17 +20,17 @@ use super::pinned_authority::PinnedAuthority;
 use crate::wire::{ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP};
 
 /// For the stub's HTTPS front: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1. A client may do without a certificate, to
-/// authenticate in another way; one that it does present must chain to one of `user_authorities`.
+/// authenticate in another way; one that it does present must be one that `users` accepts.
 ///
-/// A resumed session is not verified again: check the certificate's expiry for each connection.
+/// A resumed session is not verified again: have the certificate verified for each connection.
 ///
 /// # Errors
-/// `user_authorities` is empty or holds what is no certificate.
+/// The cryptographic provider lacks a version of TLS, which does not happen.
 pub fn front_server_config(
     server: &ServerCredentials,
-    user_authorities: &[CertificateDer<'_>],
+    users: Arc<dyn ClientCertVerifier>,
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = server_config(server, client_verifier(user_authorities)?, &[&TLS13, &TLS12])?;
+    let mut config = server_config(server, users, &[&TLS13, &TLS12])?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(FRONT_SESSIONS);
     Ok(config)
@@ -50,7 +50,7 @@ pub fn tunnel_server_config(
     server: &ServerCredentials,
     agent_authorities: &[CertificateDer<'_>],
 ) -> Result<ServerConfig, TlsError> {
-    tunnel_config_verified_by(server, client_verifier(agent_authorities)?)
+    tunnel_config_verified_by(server, client_verifier(agent_authorities, Vec::new())?)
 }
 
 /// [`tunnel_server_config`] for a QUIC endpoint that users share, who speak HTTP/3. Ask `authorities` after each handshake
@@ -149,6 +149,20 @@ pub fn tcp_enrollment_client_config(authority: CertificateFingerprint) -> Result
     Ok(config)
 }
 
+/// Accepts clients without a certificate, and those whose certificate chains to one of `authorities` and is on none of the
+/// `revoked` lists. Authorities without a list revoke nothing, and a list that is past its next update still counts.
+///
+/// # Errors
+/// `authorities` is empty or holds what is no certificate, or a list cannot be read.
+pub fn client_verifier(
+    authorities: &[CertificateDer<'_>],
+    revoked: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let roots = roots(authorities)?;
+    let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+    Ok(builder.with_crls(revoked).allow_unknown_revocation_status().allow_unauthenticated().build()?)
+}
+
 /// Why a configuration cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -189,9 +203,4 @@ fn server_config(
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(server.resolver()))
-}
-
-pub(super) fn client_verifier(authorities: &[CertificateDer<'_>]) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = roots(authorities)?;
-    Ok(WebPkiClientVerifier::builder_with_provider(roots.into(), provider()).allow_unauthenticated().build()?)
 }

@@ -17,6 +17,7 @@ use super::admin::{AgentStatus, StubStatus};
 use super::meter::ClusterBytes;
 use super::record::{GivenAnswer, RequestFacts};
 use super::registry::AgentLink;
+use super::reload::ReloadStatus;
 use crate::kube::RequestInfo;
 use crate::wire::ClusterId;
 
@@ -67,7 +68,7 @@ impl RejectedHead {
 }
 
 /// What other parts of the stub count, as it is now.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Counted {
     /// Audit events that were lost.
     pub audit_events_dropped: u64,
@@ -77,6 +78,8 @@ pub struct Counted {
     pub spans_dropped: u64,
     /// The rules in force, and how often the policy file was bad; `None` without a policy file.
     pub policy: Option<(usize, u64)>,
+    /// Files that are read again when they change.
+    pub files: Vec<ReloadStatus>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -116,6 +119,17 @@ struct ClusterLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AgentsLabel {
     cluster: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FileLabel {
+    file: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    file: &'static str,
+    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -189,7 +203,7 @@ impl Metrics {
 
     /// Counts an agent of a cluster that is seen at another address than before.
     pub fn path_changed(&self, cluster: &ClusterId) {
-        self.path_changes.get_or_create(&ClusterLabel { cluster: cluster.to_string() }).inc();
+        self.path_changes.get_or_create(&ClusterLabel { cluster: cluster.clone() }).inc();
     }
 
     /// Counts a request head that never became a request.
@@ -270,7 +284,7 @@ fn register_counted(registry: &mut Registry, counted: Counted) {
         counter.inc_by(value);
         counter
     };
-    let Counted { audit_events_dropped, audit_failures, spans_dropped, policy } = counted;
+    let Counted { audit_events_dropped, audit_failures, spans_dropped, policy, files } = counted;
     registry.register("audit_events_dropped", "Audit events that were lost", counter(audit_events_dropped));
     registry.register("audit_failures", "Times that the audit sink failed", counter(audit_failures));
     registry.register("trace_spans_dropped", "Spans that the collector did not take", counter(spans_dropped));
@@ -281,6 +295,21 @@ fn register_counted(registry: &mut Registry, counted: Counted) {
         let help = "Times that the policy file had changed into something that cannot be used";
         registry.register("policy_reload_failures", help, counter(failures));
     }
+    register_files(registry, &files);
+}
+
+fn register_files(registry: &mut Registry, files: &[ReloadStatus]) {
+    let reloads: Family<ReloadLabels, Counter> = Family::default();
+    let last_success: Family<FileLabel, Gauge> = Family::default();
+    for ReloadStatus { name: file, reloads: changed, failures, last_success: at } in files {
+        for (result, count) in [("success", changed), ("failure", failures)] {
+            reloads.get_or_create(&ReloadLabels { file, result }).inc_by(*count);
+        }
+        last_success.get_or_create(&FileLabel { file }).set(*at);
+    }
+    registry.register("config_reloads", "Changes of files that came into force, or could not be used", reloads);
+    let help = "When what is in force was read";
+    registry.register_with_unit("config_last_reload_success_timestamp", help, Unit::Seconds, last_success);
 }
 
 fn register_agents(registry: &mut Registry, status: &StubStatus) {
@@ -357,7 +386,8 @@ mod tests {
         let bytes = metrics.bytes(&"eu".parse().unwrap());
         bytes.sent.inc_by(5);
         metrics.retries(&"eu".parse().unwrap()).inc();
-        let counted = Counted { audit_events_dropped: 3, policy: Some((7, 1)), ..Counted::default() };
+        let files = vec![ReloadStatus { name: "token", reloads: 2, failures: 1, last_success: 1_700_000_000 }];
+        let counted = Counted { audit_events_dropped: 3, policy: Some((7, 1)), files, ..Counted::default() };
         let text = metrics.text(&status(), counted).unwrap();
         for line in [
             "qtunnel_client_traffic_bytes_total{cluster=\"eu\",direction=\"to_client\"} 5",
@@ -365,6 +395,9 @@ mod tests {
             "qtunnel_dispatch_retries_total{cluster=\"eu\"} 1",
             "qtunnel_audit_events_dropped_total 3",
             "qtunnel_policy_rules 7",
+            "qtunnel_config_reloads_total{file=\"token\",result=\"success\"} 2",
+            "qtunnel_config_reloads_total{file=\"token\",result=\"failure\"} 1",
+            "qtunnel_config_last_reload_success_timestamp_seconds{file=\"token\"} 1700000000",
             "qtunnel_policy_reload_failures_total 1",
             "qtunnel_build_info{version=\"1.2.3\"} 1",
         ] {

@@ -7,9 +7,10 @@
 pub mod activity;
 pub mod admin;
 pub mod audit;
-mod authenticate;
+pub mod authenticate;
 pub mod authorize;
 mod body;
+mod cache;
 mod cluster;
 pub mod config;
 mod dial;
@@ -24,21 +25,25 @@ mod handle;
 mod meter;
 mod metrics;
 mod open_requests;
+mod outbound;
 mod record;
 mod registry;
+mod reload;
 mod request;
 mod retry_budget;
 mod revocation;
 mod route;
 pub mod select;
+mod server_certificate;
 pub mod sessions;
 mod shared;
 mod span;
 mod tunnel;
+mod webhook_file;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -49,14 +54,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{AdminConfig, AuthorizationConfig, ConfigError, StubConfig};
+pub use config::{AdminConfig, AuthorizationConfig, ConfigError, StoreConfig, StubConfig};
 pub use dial::DialError;
 pub use handle::StubHandle;
 pub use revocation::RevocationError;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
-use crate::kube::{ClusterAccessError, StaticTokens};
+use crate::kube::ClusterAccessError;
 use crate::pki::StubKeys;
 use crate::pki::{
     PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
@@ -64,9 +69,9 @@ use crate::pki::{
 };
 use crate::trace::{Exporter, Tracer};
 use admin::Admin;
-use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
-use authenticate::Authenticator;
-use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
+use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink, WebhookSink};
+use authenticate::{Authentication, AuthenticationError};
+use authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use drain::Drain;
 use election::{Alone, Election, LeaseElection};
@@ -74,10 +79,13 @@ use front::tcp::PortTls;
 use open_requests::OpenRequests;
 use record::Watchers;
 use registry::Registry;
+use reload::{Followed, Reload};
 use retry_budget::RetryBudgets;
 use revocation::RevokedAgents;
+use server_certificate::ServerCertificate;
 use sessions::{FileSessions, SessionStore};
 use shared::Shared;
+use webhook_file::WebhookFileError;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
 #[derive(Debug)]
@@ -102,14 +110,9 @@ pub enum StartError {
     /// What TLS makes of the keys.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The file of static tokens.
-    #[error("the token file {path}: {why}")]
-    TokenFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
+    /// A file that users are known by.
+    #[error(transparent)]
+    Authentication(#[from] AuthenticationError),
     /// The election.
     #[error(transparent)]
     Election(#[from] ClusterAccessError),
@@ -119,6 +122,9 @@ pub enum StartError {
     /// The list of revoked agents.
     #[error(transparent)]
     Revocation(#[from] RevocationError),
+    /// The file of a webhook.
+    #[error(transparent)]
+    Webhook(#[from] WebhookFileError),
     /// The audit log.
     #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
     AuditLog {
@@ -168,19 +174,22 @@ impl Stub {
     /// runtime.
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
         let keys = load_keys(&config).await?;
-        let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
-        let (audit, audit_writer) = audit_log(&config.audit).await?;
+        let Authorization { authorizer, policy_file, files } = Authorization::new(&config.authorization)?;
+        let mut followed_files = files;
+        let (audit, audit_writer) = audit_log(&config.audit, &mut followed_files).await?;
         let (tracer, exporter) =
             config.tracing.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-stub", endpoint)).unzip();
         let tracer = tracer.unwrap_or_default();
-        let tokens = static_tokens(config.authentication.token_file.as_deref())?;
-        let user_authority = std::slice::from_ref(keys.user_authority().certificate_der());
-        let agent_authority = std::slice::from_ref(keys.agent_authority().certificate_der());
+        let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
+        let Authentication { chain, verifier, files } = Authentication::load(&config.authentication, users, agents)?;
+        followed_files.extend(files);
+        followed_files.extend(server_certificate(&config.store, &keys)?);
+        let agent_authority = std::slice::from_ref(agents);
         let tls = PortTls {
-            clients: Arc::new(front_server_config(keys.server(), user_authority)?),
+            clients: Arc::new(front_server_config(keys.server(), verifier.clone())?),
             agents: Arc::new(tcp_tunnel_server_config(keys.server(), agent_authority)?),
         };
-        let peers = PeerAuthorities::new(agent_authority, user_authority)?;
+        let peers = PeerAuthorities::new(agent_authority, verifier)?;
         let quic_tls = match config.http3.enabled {
             true => shared_quic_server_config(keys.server(), &peers)?,
             false => tunnel_server_config(keys.server(), agent_authority)?,
@@ -197,9 +206,10 @@ impl Stub {
         let election = election_of(&config, instance).await?;
         let shared = Arc::new(Shared {
             started_at: SystemTime::now(),
-            authenticator: Authenticator::new(tokens),
+            authenticator: chain,
             authorizer,
             policy_file,
+            followed_files,
             audit,
             watchers: Watchers { tracer, ..Watchers::default() },
             open_requests: Arc::new(OpenRequests::default()),
@@ -240,20 +250,20 @@ impl Stub {
         StubHandle::new(self.shared.clone())
     }
 
-    /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy
-    /// file.
+    /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: policy, tokens,
+    /// issuers, webhooks, authorities, revocation lists, and its own certificate.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }
 
     /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload } = self;
+        let Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload: now } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
         let admin = Admin::new(shared.clone()).run(admin, admin_listener, stopped.clone());
-        let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
+        let revocations = shared.open_requests.clone().follow(shared.authenticator.clone(), shared.authorizer.clone());
         let traffic = async {
             let draining = async {
                 shutdown.cancelled().await;
@@ -275,7 +285,7 @@ impl Stub {
             admin,
             shared.election.campaign(shutdown.clone()),
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
-            stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
+            stopped.run_until_cancelled(reload::follow(shared.followed_files.clone(), &now)),
             stopped.run_until_cancelled(revocations),
             stopped.run_until_cancelled(shared.watchers.activity.sample(&shared.registry)),
             stopped.run_until_cancelled(shared.revoked.follow(&shared.registry)),
@@ -312,37 +322,56 @@ async fn load_keys(config: &StubConfig) -> Result<Arc<StubKeys>, StartError> {
     Ok(loading.await.map_err(|_interrupted| StoreError::Stopped).map_err(StubKeysError::from)??)
 }
 
-/// An authorizer, and the file that it has to follow.
+/// The server certificate, where it can be followed: a directory costs nothing to look into every second. In another store
+/// the check for renewal finds what another stub has put there.
+fn server_certificate(store: &StoreConfig, keys: &Arc<StubKeys>) -> Result<Option<Arc<dyn Reload>>, StubKeysError> {
+    match store {
+        StoreConfig::Directory { .. } => Ok(Some(Arc::new(Followed::load(ServerCertificate(keys.clone()))?))),
+        StoreConfig::Kubernetes { .. } => Ok(None),
+    }
+}
+
+/// An authorizer, and the files that it has to follow.
 struct Authorization {
     authorizer: Arc<dyn Authorizer>,
-    policy_file: Option<Arc<PolicyFile>>,
+    policy_file: Option<PolicyFile>,
+    files: Vec<Arc<dyn Reload>>,
 }
 
 impl Authorization {
-    fn new(config: &AuthorizationConfig) -> Result<Self, PolicyError> {
-        Ok(match config {
-            AuthorizationConfig::AllowAll {} => Self { authorizer: Arc::new(AllowAll), policy_file: None },
-            AuthorizationConfig::DenyAll {} => Self { authorizer: Arc::new(DenyAll), policy_file: None },
+    fn new(config: &AuthorizationConfig) -> Result<Self, StartError> {
+        let (authorizer, policy_file, webhook): (Arc<dyn Authorizer>, _, _) = match config {
+            AuthorizationConfig::AllowAll {} => (Arc::new(AllowAll), None, None),
+            AuthorizationConfig::DenyAll {} => (Arc::new(DenyAll), None, None),
             AuthorizationConfig::Policy { policy_file } => {
-                let file = Arc::new(PolicyFile::load(policy_file)?);
-                Self { authorizer: file.clone(), policy_file: Some(file) }
+                let file = PolicyFile::load(policy_file)?;
+                (Arc::new(file.clone()), Some(file), None)
             }
-        })
+            AuthorizationConfig::Webhook(config) => {
+                let file = config.policy_file.as_deref().map(PolicyFile::load).transpose()?;
+                let webhook = AccessWebhook::load(config.settings(), file.clone())?;
+                let webhook_file = webhook.file();
+                (Arc::new(webhook), file, Some(webhook_file))
+            }
+        };
+        let files = policy_file.iter().map(PolicyFile::file).chain(webhook).collect();
+        Ok(Self { authorizer, policy_file, files })
     }
 }
 
-async fn follow(policy_file: Option<&PolicyFile>, now: &Notify) {
-    match policy_file {
-        Some(file) => file.follow(now).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The audit log of the settings, and what writes it.
-async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter>), StartError> {
+/// The audit log of the settings, and what writes it. Files that it has to follow are added to `files`.
+async fn audit_log(
+    config: &AuditConfig,
+    files: &mut Vec<Arc<dyn Reload>>,
+) -> Result<(AuditLog, Option<AuditWriter>), StartError> {
     let AuditConfig::Events { sink, on_failure, queue_length } = config else { return Ok((AuditLog::default(), None)) };
     let sink: Box<dyn AuditSink> = match sink {
         SinkConfig::Stdout => Box::new(StdoutSink::default()),
+        SinkConfig::Webhook { kubeconfig, timeout } => {
+            let sink = WebhookSink::load(kubeconfig, *timeout)?;
+            files.push(sink.file());
+            Box::new(sink)
+        }
         SinkConfig::File { path, max_length, keep } => {
             let sink = FileSink::open(path, *max_length, *keep).await;
             Box::new(sink.map_err(|source| StartError::AuditLog { path: path.clone(), source })?)
@@ -382,13 +411,6 @@ async fn write_audit_log(writer: Option<AuditWriter>, stopped: &CancellationToke
     if timeout(AUDIT_FLUSH, writing).await.is_err() {
         tracing::error!("some audit events could not be written before the stop and are lost");
     }
-}
-
-fn static_tokens(file: Option<&Path>) -> Result<StaticTokens, StartError> {
-    let Some(path) = file else { return Ok(StaticTokens::default()) };
-    let failed = |why: String| StartError::TokenFile { path: path.to_owned(), why };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    StaticTokens::parse(&text).map_err(|error| failed(error.to_string()))
 }
 
 /// TCP and UDP on the same port. With port 0 the system chooses one for TCP that may be taken for UDP: then it is asked

@@ -1,19 +1,34 @@
 //! The requests that are open now, so that one which is not allowed any more can be ended, and all of them at a stop; and
 //! for those who watch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_util::future::{join, select_all};
+use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::authenticate::{Authenticator, CredentialKey, Credentials, NotVouched};
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::meter::Meter;
 use super::record::RequestFacts;
 use crate::wire::{AgentName, ClusterId};
+
+/// How often it is asked again whether the user of an open request is still who it was, and may still make it, where answers
+/// change by time. Whoever is asked may remember the answer.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long open requests go on while nobody can say whether they still may: an outage of a webhook should not end every
+/// session, and whoever causes one should not win much by it.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Questions at once.
+const CONCURRENCY: usize = 32;
 
 /// The open requests.
 #[derive(Debug, Default)]
@@ -53,6 +68,8 @@ pub struct Origin {
     pub started: Instant,
     /// The client's address.
     pub source: IpAddr,
+    /// What the user is known by.
+    pub credentials: Arc<Credentials>,
 }
 
 /// An open request as those see it who watch.
@@ -63,6 +80,10 @@ pub struct Entry {
     origin: Origin,
     meter: Meter,
     agent: OnceLock<AgentName>,
+    /// When the user was known last.
+    known: Moment,
+    /// When the request was allowed last.
+    allowed: Moment,
     cancelled: CancellationToken,
     /// Set before `cancelled`.
     ending: OnceLock<Ending>,
@@ -79,6 +100,8 @@ impl OpenRequests {
             meter,
             agent: OnceLock::new(),
             attributes: Arc::new(attributes),
+            known: Moment::now(),
+            allowed: Moment::now(),
             cancelled: CancellationToken::new(),
             ending: OnceLock::new(),
         });
@@ -114,25 +137,66 @@ impl OpenRequests {
         }
     }
 
-    /// Asks `authorizer` about every open request again whenever its decisions may have changed; never ends.
-    pub async fn follow(self: Arc<Self>, authorizer: Arc<dyn Authorizer>) {
-        let Some(mut changes) = authorizer.changes() else { return std::future::pending().await };
-        while changes.changed().await.is_ok() {
-            self.authorize_again(&*authorizer).await;
-        }
-        std::future::pending().await
+    /// Asks about every open request again, whenever the answers may have changed and every few seconds; never ends.
+    pub async fn follow(self: Arc<Self>, authenticator: Arc<dyn Authenticator>, authorizer: Arc<dyn Authorizer>) {
+        join(self.follow_users(&*authenticator), self.follow_rights(&*authorizer)).await;
     }
 
-    async fn authorize_again(&self, authorizer: &dyn Authorizer) {
+    async fn follow_users(&self, authenticator: &dyn Authenticator) {
+        let mut changes = authenticator.changes();
+        loop {
+            changed_within(&mut changes, INTERVAL).await;
+            self.authenticate_again(authenticator).await;
+        }
+    }
+
+    async fn follow_rights(&self, authorizer: &dyn Authorizer) {
+        let mut changes = Vec::from_iter(authorizer.changes());
+        let interval = if authorizer.decisions_age() { INTERVAL } else { Duration::MAX };
+        loop {
+            let patience = if changed_within(&mut changes, interval).await { Duration::ZERO } else { GRACE };
+            self.authorize_again(authorizer, patience).await;
+        }
+    }
+
+    /// Ends the requests of users who are not known any more, or are somebody else by now.
+    async fn authenticate_again(&self, authenticator: &dyn Authenticator) {
+        let mut by_key: HashMap<CredentialKey, Vec<Arc<Entry>>> = HashMap::new();
+        for entry in self.lock().values() {
+            by_key.entry(*entry.origin.credentials.key()).or_default().push(entry.clone());
+        }
+        let asking = stream::iter(by_key.into_values()).for_each_concurrent(CONCURRENCY, async |entries| {
+            let Some(credentials) = entries.first().map(|entry| entry.origin.credentials.clone()) else { return };
+            let answer = authenticator.authenticate(&credentials).await;
+            for entry in entries {
+                let user = &entry.attributes.user;
+                match &answer {
+                    Ok(Some(vouched)) if vouched.identity == *user => entry.known.renew(),
+                    Ok(Some(_)) => entry.revoke("the credentials stand for another user now".to_owned()),
+                    Ok(None) => entry.revoke("the credentials are not known any more".to_owned()),
+                    Err(NotVouched::Refused(why)) => entry.revoke(why.clone()),
+                    Err(NotVouched::CannotTell(_)) if entry.known.is_within(GRACE) => {}
+                    Err(NotVouched::CannotTell(why)) => entry.revoke(why.clone()),
+                }
+            }
+        });
+        asking.await;
+    }
+
+    /// Ends the requests that are not allowed any more. Where that cannot be decided, those go on that have been allowed
+    /// within `patience`.
+    async fn authorize_again(&self, authorizer: &dyn Authorizer, patience: Duration) {
         let entries: Vec<Arc<Entry>> = self.lock().values().cloned().collect();
-        for entry in entries {
+        let asking = stream::iter(entries).for_each_concurrent(CONCURRENCY, async |entry| {
             match authorizer.authorize(entry.attributes.borrowed()).await {
-                Ok(Decision::Allow(_)) => {}
+                Ok(Decision::Allow(_)) => entry.allowed.renew(),
                 Ok(Decision::Deny(reason)) => entry.revoke(reason.into_owned()),
+                Err(_) if entry.allowed.is_within(patience) => {}
                 // It fails closed.
                 Err(error) => entry.revoke(error.to_string()),
             }
-        }
+        });
+        asking.await;
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Entry>>> {
@@ -143,9 +207,43 @@ impl OpenRequests {
 
 impl Origin {
     /// Where the request of these facts came from.
-    pub fn of(facts: &RequestFacts) -> Self {
+    pub fn of(facts: &RequestFacts, credentials: Arc<Credentials>) -> Self {
         let RequestFacts { audit_id, received_at, started, source, .. } = facts;
-        Self { audit_id: audit_id.clone(), received_at: *received_at, started: *started, source: *source }
+        Self { audit_id: audit_id.clone(), received_at: *received_at, started: *started, source: *source, credentials }
+    }
+}
+
+/// Waits for a change, but at most for `interval`; says whether there was one.
+async fn changed_within(changes: &mut [watch::Receiver<u64>], interval: Duration) -> bool {
+    let next = changes.iter_mut().map(|changes| {
+        // Where nothing can change any more there is nothing to wait for.
+        async {
+            if changes.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+        .boxed()
+    });
+    let next: Vec<_> = next.collect();
+    let changed = async { if next.is_empty() { std::future::pending().await } else { select_all(next).await } };
+    tokio::time::timeout(interval, changed).await.is_ok()
+}
+
+/// When something was last so.
+#[derive(Debug)]
+struct Moment(Mutex<Instant>);
+
+impl Moment {
+    fn now() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+
+    fn renew(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn is_within(&self, patience: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < patience
     }
 }
 
@@ -232,8 +330,9 @@ mod tests {
 
     use super::*;
     use crate::kube::RequestInfo;
+    use crate::stub::authenticate::{Authenticating, Proof, Vouched};
     use crate::stub::authorize::{Attributes, CannotDecide, Deciding};
-    use crate::wire::Identity;
+    use crate::wire::{BearerToken, Identity};
 
     /// Allows everybody but those whom `refused` names.
     #[derive(Debug)]
@@ -285,6 +384,7 @@ mod tests {
             received_at: Timestamp::now(),
             started: Instant::now(),
             source: IpAddr::from([192, 0, 2, 1]),
+            credentials: Arc::new(Credentials::new(None, BearerToken::new(user))),
         };
         requests.open(attributes(user), origin, Meter::default())
     }
@@ -305,7 +405,7 @@ mod tests {
     async fn a_request_that_is_not_allowed_any_more_is_told_so() {
         let (requests, authorizer) = (Arc::new(OpenRequests::default()), Arc::new(Switch::new()));
         let (alice, bob) = (open(&requests, "alice"), open(&requests, "bob"));
-        let following = tokio::spawn(requests.clone().follow(authorizer.clone()));
+        let following = tokio::spawn(requests.clone().follow(Arc::new(Register), authorizer.clone()));
         tokio::task::yield_now().await;
         assert_eq!(alice.ending(), None);
         authorizer.refuse("alice");
@@ -320,7 +420,9 @@ mod tests {
         let (requests, authorizer) = (Arc::new(OpenRequests::default()), Switch::new());
         let alice = open(&requests, "alice");
         authorizer.broken.store(true, Ordering::Relaxed);
-        requests.authorize_again(&authorizer).await;
+        requests.authorize_again(&authorizer, GRACE).await;
+        assert_eq!(alice.ending(), None, "it was allowed a moment ago, and nothing has changed that is known of");
+        requests.authorize_again(&authorizer, Duration::ZERO).await;
         assert!(alice.ending().is_some());
     }
 
@@ -331,6 +433,48 @@ mod tests {
         requests.stop();
         let after = open(&requests, "alice");
         assert_eq!([before.ending(), after.ending()], [Some(&Ending::Stopping); 2]);
+    }
+
+    /// Knows everybody by their names, but not mallory, takes eve for another, and cannot say who carol is.
+    #[derive(Debug)]
+    struct Register;
+
+    impl Authenticator for Register {
+        fn name(&self) -> &'static str {
+            "register"
+        }
+
+        fn authenticate<'a>(&'a self, credentials: &'a Credentials) -> Authenticating<'a> {
+            let vouched = |user: &str| Vouched { identity: Identity::named(user), by: Proof::Token, until: None };
+            let answer = match credentials.token().unwrap().reveal() {
+                "mallory" => Ok(None),
+                "eve" => Ok(Some(vouched("adam"))),
+                "carol" => Err(NotVouched::CannotTell("the line is dead".to_owned())),
+                "dave" => Err(NotVouched::Refused("expired".to_owned())),
+                user => Ok(Some(vouched(user))),
+            };
+            Box::pin(std::future::ready(answer))
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_end_whose_user_is_not_known_any_more() {
+        let requests = Arc::new(OpenRequests::default());
+        let [alice, again, mallory, eve, carol, dave] =
+            ["alice", "alice", "mallory", "eve", "carol", "dave"].map(|user| open(&requests, user));
+        requests.authenticate_again(&Register).await;
+        assert!([&alice, &again, &carol].iter().all(|request| request.ending().is_none()));
+        assert!([&mallory, &eve, &dave].iter().all(|request| request.ending().is_some()));
+    }
+
+    #[tokio::test]
+    async fn a_change_is_noticed_before_its_time() {
+        let changes = watch::Sender::new(0);
+        let mut receivers = vec![watch::Sender::new(0).subscribe(), changes.subscribe()];
+        assert!(!changed_within(&mut receivers, Duration::ZERO).await);
+        changes.send_modify(|count| *count += 1);
+        assert!(changed_within(&mut receivers, Duration::from_secs(3600)).await);
+        assert!(!changed_within(&mut [], Duration::ZERO).await);
     }
 
     #[test]

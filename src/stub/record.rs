@@ -104,6 +104,8 @@ pub enum End {
     Stopped,
     /// A watch was ended where its client resumes it elsewhere.
     HandedOver,
+    /// A fault of the stub itself has ended it.
+    Panicked,
 }
 
 impl RequestRecord {
@@ -206,6 +208,9 @@ impl RequestRecord {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.facts.end = End::Panicked;
+        }
         self.facts.log();
         self.trail.complete(&self.facts);
         self.watchers.activity.ended(&self.facts);
@@ -252,6 +257,7 @@ impl End {
             Self::Revoked => "revoked",
             Self::Stopped => "stopped",
             Self::HandedOver => "handed over",
+            Self::Panicked => "panicked",
         }
     }
 }

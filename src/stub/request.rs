@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
+use super::authenticate::{Authenticator, Credentials, NotVouched, Proof, Vouched};
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, ResumableWatch, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, Retries, dispatch};
@@ -26,8 +27,8 @@ use super::registry::OpenStream;
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
-use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
-use crate::wire::{AgentName, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
+use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade, take_bearer_token};
+use crate::wire::{AgentName, BearerToken, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
 /// (`apiserver/pkg/endpoints/filters/audit_init.go`).
@@ -122,7 +123,8 @@ where
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
-    let user = shared.authenticator.authenticate(connection, &mut parts.headers)?;
+    let credentials = Arc::new(credentials(connection, &mut parts.headers)?);
+    let user = authenticate(&*shared.authenticator, &credentials).await?;
     record.set_user(&user.identity);
     // Set already by an earlier request on the same connection.
     let _ = connection.authenticated.set(());
@@ -145,7 +147,8 @@ where
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
     let meter = Meter::for_cluster(shared.watchers.metrics.bytes(&route.cluster));
-    let open = shared.open_requests.open(attributes(&head, &route.cluster, info), Origin::of(record.facts()), meter);
+    let origin = Origin::of(record.facts(), credentials.clone());
+    let open = shared.open_requests.open(attributes(&head, &route.cluster, info), origin, meter);
     record.understood(&open).await?;
     authorize(&*shared.authorizer, open.attributes(), record).await?;
 
@@ -153,7 +156,7 @@ where
         cluster: &route.cluster,
         info: &open.attributes().request,
         head,
-        cluster_token: user.cluster_token,
+        cluster_token: cluster_token(&credentials, user.by),
         body,
         meter: record.facts().meter.clone(),
         retries: Retries {
@@ -193,6 +196,33 @@ fn attributes(head: &RequestHead, cluster: &ClusterId, request: RequestInfo) -> 
         cluster: cluster.clone(),
         request,
     }
+}
+
+/// What the client authenticates with. The token is taken out of the headers.
+fn credentials(connection: &ClientConnection, headers: &mut HeaderMap) -> Result<Credentials, Status> {
+    let token = take_bearer_token(headers).map_err(|error| Status::bad_request(error.to_string()))?;
+    Ok(Credentials::new(connection.certificate.clone(), token))
+}
+
+async fn authenticate(authenticator: &dyn Authenticator, credentials: &Credentials) -> Result<Vouched, Status> {
+    match authenticator.authenticate(credentials).await {
+        Ok(Some(user)) => Ok(user),
+        Ok(None) => Err(Status::unauthorized()),
+        Err(NotVouched::Refused(why)) => {
+            // Whoever it is need not know.
+            tracing::info!("credentials were refused: {why}");
+            Err(Status::unauthorized())
+        }
+        Err(NotVouched::CannotTell(why)) => {
+            tracing::warn!("a user could not be authenticated: {why}");
+            Err(Status::not_authenticated_now())
+        }
+    }
+}
+
+/// A token that did not authenticate: the user's own for the cluster. Only pass-through agents ever get it.
+fn cluster_token(credentials: &Credentials, proof: Proof) -> Option<BearerToken> {
+    credentials.token().filter(|_| proof == Proof::Certificate).cloned()
 }
 
 async fn authorize(

@@ -17,6 +17,7 @@ use super::election::Election;
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
 use super::registry::Registry;
+use super::reload::Reload;
 use super::retry_budget::RetryBudgets;
 use super::revocation::RevokedAgents;
 use super::sessions::SessionStore;
@@ -36,11 +37,13 @@ pub struct Shared {
     /// Which stub leads.
     pub election: Arc<dyn Election>,
     /// Who users are.
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<dyn Authenticator>,
     /// What users may do.
     pub authorizer: Arc<dyn Authorizer>,
     /// The file that the authorizer follows, if there is one.
-    pub policy_file: Option<Arc<PolicyFile>>,
+    pub policy_file: Option<PolicyFile>,
+    /// Files that are read again when they change.
+    pub followed_files: Vec<Arc<dyn Reload>>,
     /// Where it is told who did what.
     pub audit: AuditLog,
     /// Who is told of every request.

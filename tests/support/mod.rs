@@ -13,6 +13,8 @@ pub mod echo;
 pub mod http;
 pub mod http1;
 pub mod http3;
+pub mod https_service;
+pub mod issuer;
 pub mod kubectl;
 pub mod load;
 pub mod namespace;

@@ -67,5 +67,6 @@ fn config(crowd: &Crowd, number: usize) -> AgentConfig {
         quic: QuicSettings::default(),
         drain_timeout: Duration::from_secs(1),
         response_timeout: Duration::from_secs(60),
+        otlp_endpoint: None,
     }
 }

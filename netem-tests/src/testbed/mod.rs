@@ -15,7 +15,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use qtunnel::stub::admin::{self, StubStatus};
+use qtunnel::stub::admin::{AdminClient, StubStatus};
 use tempfile::TempDir;
 
 pub use lone_stub::LoneStub;
@@ -213,7 +213,7 @@ impl Files<'_> {
     /// What the stub says of itself.
     fn status(self) -> Option<StubStatus> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-        runtime.block_on(admin::status(&self.admin_socket())).ok()
+        runtime.block_on(AdminClient::new(&self.admin_socket()).status()).ok()
     }
 
     fn agent_is_healthy(self) -> bool {

@@ -7,11 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::uri::{Authority, Scheme};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -20,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{UpstreamConfigError, UpstreamError};
 use crate::carrier::Disconnect;
-use crate::kube::kubeconfig::{Credentials, Upstream as UpstreamConfig};
+use crate::kube::kubeconfig::{Upstream as UpstreamConfig, client_config};
 
 /// How long a connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,101 +104,14 @@ impl std::fmt::Debug for Connector {
 
 impl Tls {
     fn new(config: &UpstreamConfig, host: &str) -> Result<Self, UpstreamConfigError> {
-        let failed = |why: &dyn std::fmt::Display| UpstreamConfigError::Tls(why.to_string());
         let name = config.server_name.as_deref().unwrap_or(host);
         let server_name =
-            ServerName::try_from(name.to_owned()).map_err(|_| failed(&format!("{name:?} is not a host name")))?;
-        let http1 = client_config(config)?;
+            ServerName::try_from(name.to_owned()).map_err(|_| UpstreamConfigError::ServerName(name.to_owned()))?;
+        let mut http1 = client_config(config)?;
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut http2 = http1.clone();
         http2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { server_name, http1: Arc::new(http1).into(), http2: Arc::new(http2).into() })
-    }
-}
-
-fn client_config(config: &UpstreamConfig) -> Result<ClientConfig, UpstreamConfigError> {
-    let failed = |error: &dyn std::fmt::Display| UpstreamConfigError::Tls(error.to_string());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(&error))?;
-    let builder = if config.insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
-    } else {
-        builder.with_root_certificates(roots(config.certificate_authority.as_deref())?)
-    };
-    let mut client = match &config.credentials {
-        Credentials::ClientCertificate(certificate) => {
-            let chain = CertificateDer::pem_slice_iter(&certificate.chain).collect::<Result<Vec<_>, _>>();
-            let chain = chain.map_err(|error| failed(&format!("the client certificate: {error}")))?;
-            let key = PrivateKeyDer::from_pem_slice(&certificate.key);
-            let key = key.map_err(|error| failed(&format!("the client key: {error}")))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| failed(&error))?
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    client.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(client)
-}
-
-/// The authorities of the settings, or else the operating system's.
-fn roots(pem: Option<&[u8]>) -> Result<RootCertStore, UpstreamConfigError> {
-    let failed = |why: String| UpstreamConfigError::Tls(why);
-    let mut roots = RootCertStore::empty();
-    match pem {
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| failed(format!("the certificate authority: {error}")))?;
-                roots.add(certificate).map_err(|error| failed(format!("the certificate authority: {error}")))?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    match roots.is_empty() {
-        false => Ok(roots),
-        true => Err(failed("there is no certificate authority to verify the API server with".to_owned())),
-    }
-}
-
-/// Accepts any certificate, for `insecure-skip-tls-verify`. Signatures are still verified: the peer owns its key.
-#[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -6,7 +6,6 @@
 
 mod body;
 mod connector;
-mod credential;
 mod health;
 mod identity;
 mod pool;
@@ -22,12 +21,10 @@ use tokio::time::timeout;
 
 pub use body::{AnswerBody, RequestBody};
 pub use connector::UpstreamSocket;
-pub use credential::bearer;
 pub use health::{Health, watch_health};
 
-use crate::kube::kubeconfig::Upstream as UpstreamConfig;
+use crate::kube::kubeconfig::{Credential, CredentialError, TlsConfigError, Upstream as UpstreamConfig};
 use connector::{Connector, Protocols};
-use credential::Credential;
 use pool::Pool;
 
 /// The API server of the agent's cluster.
@@ -50,10 +47,13 @@ pub enum UpstreamConfigError {
     Address(Uri),
     /// The certificates or the key.
     #[error("TLS to the API server: {0}")]
-    Tls(String),
+    Tls(#[from] TlsConfigError),
+    /// The name to expect in the server's certificate.
+    #[error("TLS to the API server: {0:?} is not a host name")]
+    ServerName(String),
     /// The token file.
     #[error(transparent)]
-    Credential(#[from] credential::CredentialError),
+    Credential(#[from] CredentialError),
 }
 
 /// Why the API server gave no answer.
@@ -78,7 +78,7 @@ pub enum UpstreamError {
     TimedOut(Duration),
     /// The agent's own credential.
     #[error(transparent)]
-    Credential(#[from] credential::CredentialError),
+    Credential(#[from] CredentialError),
     /// The request cannot be written.
     #[error("the request cannot be sent to the API server: {0}")]
     Unsendable(http::Error),

@@ -116,6 +116,7 @@ fn kind_of(facts: &RequestFacts) -> Option<IncidentKind> {
     match facts.end {
         End::Revoked => return Some(IncidentKind::Revoked),
         End::BrokenOff => return Some(IncidentKind::BrokenOff),
+        End::Panicked => return Some(IncidentKind::Failed),
         End::Complete | End::ClientGone | End::Stopped | End::HandedOver => {}
     }
     match facts.answer.as_ref()? {

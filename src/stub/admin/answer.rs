@@ -122,12 +122,13 @@ impl Admin {
     }
 
     fn counted(&self) -> Counted {
-        let Shared { audit, policy_file, watchers, .. } = &*self.shared;
+        let Shared { audit, policy_file, followed_files, watchers, .. } = &*self.shared;
         Counted {
             audit_events_dropped: audit.dropped(),
             audit_failures: audit.failures(),
             spans_dropped: watchers.tracer.dropped(),
             policy: policy_file.as_ref().map(|file| (file.rule_count(), file.failures())),
+            files: followed_files.iter().map(|file| file.status()).collect(),
         }
     }
 }

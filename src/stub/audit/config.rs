@@ -1,7 +1,9 @@
 //! The `[audit]` section of the settings file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 use super::OnFailure;
@@ -39,6 +41,26 @@ pub enum SinkConfig {
         /// Rotated files that are kept. Default 10.
         keep: u32,
     },
+    /// A webhook; see [`super::WebhookSink`].
+    Webhook {
+        /// A kubeconfig file: its cluster is the webhook, its user the stub. Relative to the settings file.
+        kubeconfig: PathBuf,
+        /// How long a request may take. Default 10 s.
+        timeout: Duration,
+    },
+}
+
+impl AuditConfig {
+    /// Every relative path becomes relative to `directory`.
+    pub(in crate::stub) fn resolve(&mut self, directory: &Path) {
+        let Self::Events { sink, .. } = self else { return };
+        match sink {
+            SinkConfig::Stdout => {}
+            SinkConfig::File { path, .. } | SinkConfig::Webhook { kubeconfig: path, .. } => {
+                *path = directory.join(&path);
+            }
+        }
+    }
 }
 
 /// An `[audit]` section that cannot be meant.
@@ -55,6 +77,8 @@ struct Document {
     path: Option<PathBuf>,
     max_length: Option<u64>,
     keep: Option<u32>,
+    kubeconfig: Option<PathBuf>,
+    timeout: Option<SignedDuration>,
 }
 
 #[derive(Deserialize, PartialEq)]
@@ -63,14 +87,18 @@ enum Sink {
     None,
     Stdout,
     File,
+    Webhook,
 }
 
 impl TryFrom<Document> for AuditConfig {
     type Error = InvalidAuditConfig;
 
     fn try_from(document: Document) -> Result<Self, InvalidAuditConfig> {
-        let Document { sink, on_failure, queue_length, path, max_length, keep } = document;
+        let Document { sink, on_failure, queue_length, path, max_length, keep, kubeconfig, timeout } = document;
         let for_file = path.is_some() || max_length.is_some() || keep.is_some();
+        if sink != Sink::Webhook && (kubeconfig.is_some() || timeout.is_some()) {
+            return Err(InvalidAuditConfig("kubeconfig and timeout belong to sink = \"webhook\""));
+        }
         let sink = match sink {
             Sink::File => SinkConfig::File {
                 path: path.ok_or(InvalidAuditConfig("sink = \"file\" needs a path"))?,
@@ -81,6 +109,13 @@ impl TryFrom<Document> for AuditConfig {
                 return Err(InvalidAuditConfig("path, max_length and keep belong to sink = \"file\""));
             }
             Sink::Stdout => SinkConfig::Stdout,
+            Sink::Webhook => SinkConfig::Webhook {
+                kubeconfig: kubeconfig.ok_or(InvalidAuditConfig("sink = \"webhook\" needs a kubeconfig"))?,
+                timeout: match timeout.unwrap_or(SignedDuration::from_secs(10)) {
+                    timeout if timeout.is_positive() => timeout.unsigned_abs(),
+                    _ => return Err(InvalidAuditConfig("timeout has to be longer than nothing")),
+                },
+            },
             Sink::None if on_failure.is_some() || queue_length.is_some() => {
                 return Err(InvalidAuditConfig("sink = \"none\" has no on_failure and no queue_length"));
             }
@@ -126,6 +161,10 @@ mod tests {
             ("sink = 'file'\npath = 'a'", "on_failure"),
             ("sink = 'stdout'\npath = 'a'\non_failure = 'drop'", "path"),
             ("sink = 'none'\non_failure = 'drop'", "on_failure"),
+            ("sink = 'webhook'\non_failure = 'drop'", "kubeconfig"),
+            ("sink = 'webhook'\nkubeconfig = 'k'\npath = 'a'\non_failure = 'drop'", "path"),
+            ("sink = 'webhook'\nkubeconfig = 'k'\ntimeout = '0s'\non_failure = 'drop'", "timeout"),
+            ("sink = 'stdout'\nkubeconfig = 'k'\non_failure = 'drop'", "kubeconfig"),
             ("sink = 'stdout'\non_failure = 'drop'\nqueue_length = 1", "queue_length"),
             ("sink = 'stdout'\non_failure = 'ignore'", "ignore"),
             ("sink = 'stdout'\non_failure = 'drop'\ncolour = 1", "colour"),

@@ -50,6 +50,8 @@ pub enum Stage {
     ResponseStarted,
     /// All of it is over.
     ResponseComplete,
+    /// A fault of the stub itself has ended it.
+    Panic,
 }
 
 /// `authentication.k8s.io/v1` `UserInfo`.
@@ -124,7 +126,7 @@ fn annotations(facts: &RequestFacts, stage: Stage) -> BTreeMap<&'static str, Str
     }
     annotations.extend(facts.cluster.as_ref().map(ClusterId::to_string).map(|id| ("qtunnel.dev/cluster", id)));
     annotations.extend(facts.agent.as_ref().map(AgentName::to_string).map(|name| ("qtunnel.dev/agent", name)));
-    if stage == Stage::ResponseComplete {
+    if matches!(stage, Stage::ResponseComplete | Stage::Panic) {
         annotations.insert("qtunnel.dev/bytes-sent", facts.meter.sent().to_string());
         annotations.insert("qtunnel.dev/bytes-received", facts.meter.received().to_string());
         annotations.insert("qtunnel.dev/duration-ms", facts.started.elapsed().as_millis().to_string());

@@ -7,6 +7,7 @@ mod config;
 mod event;
 mod file;
 mod stdout;
+mod webhook;
 mod writer;
 
 use std::fmt::Debug;
@@ -23,9 +24,10 @@ pub use config::{AuditConfig, InvalidAuditConfig, SinkConfig};
 pub use event::{AuditEvent, Stage};
 pub use file::FileSink;
 pub use stdout::StdoutSink;
+pub use webhook::WebhookSink;
 pub use writer::AuditWriter;
 
-use super::record::RequestFacts;
+use super::record::{End, RequestFacts};
 use crate::kube::Status;
 
 /// How long a request waits for room in the queue.
@@ -159,7 +161,8 @@ impl Trail {
     /// The request has ended.
     pub fn complete(&mut self, facts: &RequestFacts) {
         if let Some(places) = self.0.take() {
-            places.last.put(facts, Stage::ResponseComplete);
+            let stage = if facts.end == End::Panicked { Stage::Panic } else { Stage::ResponseComplete };
+            places.last.put(facts, stage);
         }
     }
 }

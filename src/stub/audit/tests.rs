@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::kube::{RequestInfo, RequestPath};
+use crate::stub::authenticate::Credentials;
 use crate::stub::authorize::{Decision, OwnedAttributes};
 use crate::stub::meter::Meter;
 use crate::stub::open_requests::{OpenRequests, Origin};
@@ -59,7 +60,8 @@ async fn make(log: &AuditLog, target: &str, answer: GivenAnswer) -> Result<(), S
     record.set_target(&attributes.cluster, target);
     let attributes = Arc::unwrap_or_clone(attributes);
     let requests = Arc::new(OpenRequests::default());
-    let open = requests.open(attributes, Origin::of(record.facts()), Meter::default());
+    let open =
+        requests.open(attributes, Origin::of(record.facts(), Arc::new(Credentials::new(None, None))), Meter::default());
     record.understood(&open).await?;
     record.decided(Decision::Allow("rule 1".into()));
     record.answered(answer, Some("agent-1".parse().unwrap()));
@@ -128,6 +130,26 @@ async fn an_exec_leaves_three_events_of_the_form_that_kubernetes_has() {
         },
     });
     assert_eq!(Value::from(last.clone()), expected);
+}
+
+#[tokio::test]
+async fn a_fault_of_the_stub_itself_is_in_the_log() {
+    let memory = Memory::default();
+    let (log, writer) = AuditLog::new(Box::new(memory.clone()), OnFailure::Block, 16);
+    let trail = log.begin().await.unwrap();
+    let handling = tokio::spawn(async move {
+        let request = http::Request::get("/api").body(()).unwrap();
+        let mut record = RequestRecord::new(&request, "192.0.2.1".parse().unwrap(), &Watchers::default());
+        record.audit(trail);
+        panic!("a fault");
+    });
+    assert!(handling.await.unwrap_err().is_panic());
+    let events = written(&memory, writer).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        (&events[0]["stage"], &events[0]["annotations"]["qtunnel.dev/end"]),
+        (&"Panic".into(), &"panicked".into())
+    );
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! What users may do, as far as the stub decides it. Each cluster's RBAC decides again, for the same user.
 //!
-//! An [`Authorizer`] decides; built in are [`AllowAll`], [`DenyAll`] and [`PolicyFile`].
+//! An [`Authorizer`] decides; built in are [`AllowAll`], [`DenyAll`], [`PolicyFile`] and [`AccessWebhook`].
 
 mod policy;
 mod policy_file;
 mod rule;
+mod webhook;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 pub use policy::{Explanation, Policy, PolicyError, RuleOutcome};
 pub use policy_file::PolicyFile;
 pub use rule::{InvalidRule, Mismatch};
+pub use webhook::{AccessWebhook, AccessWebhookSettings, FailurePolicy};
 
 use crate::kube::RequestInfo;
 use crate::wire::{ClusterId, Identity};
@@ -32,9 +34,15 @@ pub trait Authorizer: Debug + Send + Sync {
     /// Whether the request may be made.
     fn authorize<'a>(&'a self, attributes: Attributes<'a>) -> Deciding<'a>;
 
-    /// Counts up whenever an earlier decision may not hold any more. `None`, the default: decisions never change.
+    /// Counts up whenever an earlier decision may not hold any more. `None`, the default: nothing is known of that.
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         None
+    }
+
+    /// Whether decisions may change without that being known here. It is then asked every few seconds about every request
+    /// that is open, and had better remember. Where it cannot decide, they go on for a minute. Default: no.
+    fn decisions_age(&self) -> bool {
+        false
     }
 }
 

@@ -2,35 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::policy::{self, PolicyError};
 use super::{Attributes, Authorizer, Deciding, Policy, decided};
-
-/// How often the file is looked at.
-const INTERVAL: Duration = Duration::from_secs(1);
+use crate::stub::reload::{Followed, Reload, Source};
 
 /// A policy from a file, read again when the file changes.
 ///
-/// A file that cannot be used changes nothing: the policy before it stays, one line in the log says what is wrong, and
-/// [`PolicyFile::failures`] counts it.
-#[derive(Debug)]
-pub struct PolicyFile {
-    path: PathBuf,
-    current: ArcSwap<Loaded>,
-    changes: watch::Sender<u64>,
-    failures: AtomicU64,
-}
+/// A file that cannot be used changes nothing: the policy before it stays, and one line in the log says what is wrong.
+#[derive(Debug, Clone)]
+pub struct PolicyFile(Arc<Followed<File>>);
 
 #[derive(Debug)]
-struct Loaded {
-    text: String,
-    policy: Policy,
-}
+struct File(PathBuf);
 
 impl PolicyFile {
     /// Reads the file for the first time.
@@ -38,92 +24,50 @@ impl PolicyFile {
     /// # Errors
     /// See [`PolicyError`]. Without a policy there is nothing to go on with.
     pub fn load(path: &Path) -> Result<Self, PolicyError> {
-        Ok(Self {
-            path: path.to_owned(),
-            current: ArcSwap::from_pointee(load(path, policy::read(path)?)?),
-            changes: watch::Sender::new(0),
-            failures: AtomicU64::new(0),
-        })
+        Followed::load(File(path.to_owned())).map(|file| Self(Arc::new(file)))
     }
 
     /// How often the file was found to have changed into something that cannot be used.
     pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
+        self.0.status().failures
     }
 
     /// How many rules are in force.
     pub fn rule_count(&self) -> usize {
-        self.current.load().policy.rule_count()
+        self.0.current().rule_count()
     }
 
-    /// Follows the file for ever. It is read again at `now`, and within three seconds after it has changed.
-    pub async fn follow(&self, now: &Notify) {
-        let mut last = None;
-        loop {
-            let at_once = tokio::select! {
-                () = now.notified() => true,
-                () = tokio::time::sleep(INTERVAL) => false,
-            };
-            let path = self.path.clone();
-            // It fails only when the runtime is stopping.
-            let Ok(content) = tokio::task::spawn_blocking(move || policy::read(&path)).await else { return };
-            last = self.look(content, last, at_once);
-        }
-    }
-
-    /// Puts the content of the file in force if it is another; gives what the next look has to know.
-    ///
-    /// Without `at_once` it counts only when the look before found the same: half a file that somebody is writing may
-    /// well be a valid policy that takes rights away.
-    fn look(&self, content: Result<String, PolicyError>, last: Option<Look>, at_once: bool) -> Option<Look> {
-        let found = match &content {
-            Ok(text) if *text == self.current.load().text => return None,
-            Ok(text) => text.clone(),
-            Err(error) => error.to_string(),
-        };
-        let last = last.filter(|look| look.found == found);
-        match last {
-            Some(look) if look.refused && !at_once => return Some(look),
-            None if !at_once => return Some(Look { found, refused: false }),
-            _ => {}
-        }
-        match content.and_then(|text| load(&self.path, text)) {
-            Ok(loaded) => {
-                tracing::info!(rules = loaded.policy.rule_count(), "the policy file has changed and is in force");
-                self.current.store(Arc::new(loaded));
-                self.changes.send_modify(|count| *count += 1);
-                None
-            }
-            Err(error) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::error!("the policy stays as it was: {error}");
-                Some(Look { found, refused: true })
-            }
-        }
+    /// What has to be followed for changes to be seen.
+    pub(in crate::stub) fn file(&self) -> Arc<dyn Reload> {
+        self.0.clone()
     }
 }
 
-/// What was found in the file at a look and is not in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Look {
-    /// The text, or why there was none.
-    found: String,
-    /// Whether that has been complained about.
-    refused: bool,
-}
+impl Source for File {
+    type Content = String;
+    type Value = Policy;
+    type Error = PolicyError;
 
-fn load(path: &Path, text: String) -> Result<Loaded, PolicyError> {
-    let policy = Policy::parse(&text).map_err(|why| PolicyError::Invalid { path: path.to_owned(), why })?;
-    Ok(Loaded { text, policy })
+    fn name(&self) -> &'static str {
+        "policy"
+    }
+
+    fn read(&self) -> Result<String, PolicyError> {
+        policy::read(&self.0)
+    }
+
+    fn build(&self, text: &String) -> Result<Policy, PolicyError> {
+        Policy::parse(text).map_err(|why| PolicyError::Invalid { path: self.0.clone(), why })
+    }
 }
 
 impl Authorizer for PolicyFile {
     fn authorize<'a>(&'a self, attributes: Attributes<'a>) -> Deciding<'a> {
-        decided(self.current.load().policy.decide(&attributes))
+        decided(self.0.current().decide(&attributes))
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
-        Some(self.changes.subscribe())
+        Some(self.0.changes())
     }
 }
 
@@ -157,55 +101,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_is_in_force_once_it_has_settled() {
-        let (_folder, file) = file(&policy_for("alice"));
-        let changes = file.changes().unwrap();
-        let look = file.look(Ok(policy_for("bob")), None, false);
-        assert!(allows(&file, "alice").await, "seen once it may be half written");
-        let look = file.look(Ok(policy_for("carol")), look, false);
-        assert!(allows(&file, "alice").await);
-        assert_eq!(file.look(Ok(policy_for("carol")), look, false), None);
-        assert!(allows(&file, "carol").await && !allows(&file, "alice").await);
-        assert!(changes.has_changed().unwrap());
-    }
-
-    #[tokio::test]
-    async fn a_change_is_in_force_at_once_where_somebody_says_so() {
-        let (_folder, file) = file(&policy_for("alice"));
-        assert_eq!(file.look(Ok(policy_for("bob")), None, true), None);
-        assert!(allows(&file, "bob").await);
-    }
-
-    #[tokio::test]
-    async fn a_bad_file_changes_nothing_and_is_complained_about_once() {
-        let (_folder, file) = file(&policy_for("alice"));
-        let changes = file.changes().unwrap();
-        let mut look = None;
-        for _ in 0..5 {
-            look = file.look(Ok("rules: 5".to_owned()), look, false);
-        }
-        assert_eq!(file.failures(), 1);
-        assert!(allows(&file, "alice").await);
-        assert!(!changes.has_changed().unwrap());
-        assert_eq!(file.look(Ok(policy_for("alice")), look, false), None, "and back it is as before");
-    }
-
-    #[tokio::test]
-    async fn the_file_is_followed() {
+    async fn what_the_file_says_now_decides() {
         let (folder, file) = file(&policy_for("alice"));
-        let mut changes = file.changes().unwrap();
+        let changes = file.changes().unwrap();
+        assert!(allows(&file, "alice").await && !allows(&file, "bob").await);
         let path = folder.path().join("policy.yaml");
-        let now = Notify::new();
-        let following = file.follow(&now);
-        let changed = async {
-            std::fs::write(&path, policy_for("bob")).unwrap();
-            tokio::time::timeout(Duration::from_secs(30), changes.changed()).await.unwrap().unwrap();
-        };
-        tokio::select! {
-            () = following => unreachable!("it follows for ever"),
-            () = changed => {}
-        }
-        assert!(allows(&file, "bob").await);
+        std::fs::write(&path, "rules: 5").unwrap();
+        file.file().check(true);
+        assert!(allows(&file, "alice").await);
+        assert_eq!(file.failures(), 1);
+        assert!(!changes.has_changed().unwrap());
+        std::fs::write(&path, policy_for("bob")).unwrap();
+        file.file().check(true);
+        assert!(allows(&file, "bob").await && !allows(&file, "alice").await);
+        assert!(changes.has_changed().unwrap());
     }
 
     #[test]

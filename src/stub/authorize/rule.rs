@@ -8,12 +8,9 @@ use std::fmt;
 use serde::Deserialize;
 
 use super::Attributes;
-use crate::kube::RequestInfo;
 use crate::kube::impersonation::Pattern;
+use crate::kube::{AUTHENTICATED, RequestInfo, effective_groups};
 use crate::wire::{ClusterId, Identity};
-
-/// The group that every authenticated user is in (`apiserver/pkg/authentication/user`).
-const AUTHENTICATED: &str = "system:authenticated";
 
 /// What the stub can ask for: the verbs of `requestinfo.go`, impersonation, and HTTP methods for paths that are no
 /// resources. Another word in a rule is a mistake that would grant nothing.
@@ -134,7 +131,7 @@ impl Rule {
 
     fn is_for(&self, user: &Identity, cluster: &ClusterId) -> Result<(), Mismatch> {
         require(matches_any(&self.clusters, cluster.as_str()), Mismatch::Cluster)?;
-        let mut groups = user.groups.iter().map(String::as_str).chain([AUTHENTICATED]);
+        let mut groups = effective_groups(user);
         let named = matches_any(&self.users, &user.user) || groups.any(|group| matches_any(&self.groups, group));
         require(named, Mismatch::Subject)
     }

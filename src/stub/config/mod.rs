@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
-pub use authentication::AuthenticationConfig;
-pub use authorization::AuthorizationConfig;
+pub use authentication::{AuthenticationConfig, Method, TokenWebhookConfig};
+pub use authorization::{AccessWebhookConfig, AuthorizationConfig};
 pub use election::ElectionConfig;
 pub use http3::Http3Config;
 pub use kubernetes::KubernetesConfig;
@@ -28,7 +28,7 @@ pub use limits::LimitsConfig;
 pub use store::StoreConfig;
 pub use tracing::TracingConfig;
 
-use super::audit::{AuditConfig, SinkConfig};
+use super::audit::AuditConfig;
 use crate::pki::{Store, StoreError};
 use crate::wire::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
@@ -131,17 +131,15 @@ impl StubConfig {
             *path = directory.join(&path);
         }
         config.kubernetes.kubeconfig = config.kubernetes.kubeconfig.map(|file| directory.join(file));
-        if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
-            *policy_file = directory.join(&policy_file);
-        }
-        if let AuditConfig::Events { sink: SinkConfig::File { path, .. }, .. } = &mut config.audit {
-            *path = directory.join(&path);
-        }
-        config.authentication.token_file = config.authentication.token_file.map(|file| directory.join(file));
+        config.authorization.resolve(directory);
+        config.audit.resolve(directory);
+        config.authentication.resolve(directory);
         Ok(config)
     }
 
     fn check(&self) -> Result<(), String> {
+        self.authentication.check()?;
+        self.authorization.check()?;
         let positive = [
             ("agents.certificate_ttl", self.agents.certificate_ttl),
             ("agents.idle_timeout", self.agents.idle_timeout),

@@ -5,15 +5,16 @@ pub mod http3;
 pub mod tcp;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 
 use crate::kube::Status;
-use crate::pki::{CertificateError, Validity, user_identity};
+use crate::pki::CertificateError;
+use crate::stub::authenticate::ClientCertificate;
 use crate::stub::drain::Drain;
-use crate::wire::Identity;
 
 /// What is known of the connection that requests come over.
 #[derive(Debug)]
@@ -23,20 +24,11 @@ pub struct ClientConnection {
     /// The host name the client asked TLS for (SNI).
     pub server_name: Option<String>,
     /// The client's certificate, if it presented one; TLS has verified it.
-    pub certificate: Option<ClientCertificate>,
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// Set once a request on the connection was made by somebody known. Until then the client is a stranger.
     pub authenticated: SetOnce<()>,
     /// Of a connection that came too late, because the stub was about to stop: to be cancelled when its client knows.
     turned_away: Option<CancellationToken>,
-}
-
-/// A client's certificate, parsed once.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    /// Who it names.
-    pub identity: Identity,
-    /// When it is valid.
-    pub validity: Validity,
 }
 
 impl ClientConnection {
@@ -46,12 +38,7 @@ impl ClientConnection {
         server_name: Option<String>,
         chain: &[CertificateDer<'_>],
     ) -> Result<Self, CertificateError> {
-        let certificate = match chain.first() {
-            Some(certificate) => {
-                Some(ClientCertificate { identity: user_identity(certificate)?, validity: Validity::of(certificate)? })
-            }
-            None => None,
-        };
+        let certificate = ClientCertificate::of(chain)?.map(Arc::new);
         Ok(Self { address, server_name, certificate, authenticated: SetOnce::new(), turned_away: None })
     }
 

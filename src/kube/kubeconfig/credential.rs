@@ -1,4 +1,4 @@
-//! The agent's own bearer token.
+//! The bearer token of a kubeconfig's user.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::header::HeaderValue;
 
-use crate::kube::kubeconfig::Credentials;
+use super::Credentials;
 use crate::wire::BearerToken;
 
 /// A token, or a file that holds the current one.
@@ -28,7 +28,7 @@ struct Cached {
 
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the agent's token file {path}: {why}")]
+#[error("the token file {path}: {why}")]
 pub struct CredentialError {
     path: PathBuf,
     why: String,

@@ -1,0 +1,129 @@
+//! The chain that the settings describe.
+
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::server::danger::ClientCertVerifier;
+
+use super::{
+    Anonymous, Authenticator, CertificateFilesError, Chain, ClientCertificates, JwtAuthenticator, JwtConfigError,
+    RevocationError, RevocationList, SystemNames, TokenFile, TokenFileError, TokenWebhook, TokenWebhookError,
+    TokenWebhookSettings,
+};
+use crate::stub::config::{AuthenticationConfig, Method, TokenWebhookConfig};
+use crate::stub::reload::Reload;
+
+/// What came of the settings.
+#[derive(Debug)]
+pub struct Authentication {
+    /// Whom to ask.
+    pub chain: Arc<Chain>,
+    /// What TLS asks about client certificates.
+    pub verifier: Arc<dyn ClientCertVerifier>,
+    /// What has to be followed for changes to be seen.
+    pub(in crate::stub) files: Vec<Arc<dyn Reload>>,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthenticationError {
+    /// The files of authorities and revocation lists.
+    #[error(transparent)]
+    Certificates(#[from] CertificateFilesError),
+    /// The list of revoked users.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
+    /// The file of static tokens.
+    #[error(transparent)]
+    TokenFile(#[from] TokenFileError),
+    /// The file of issuers.
+    #[error(transparent)]
+    Jwt(#[from] JwtConfigError),
+    /// The webhook for tokens.
+    #[error(transparent)]
+    TokenWebhook(#[from] TokenWebhookError),
+}
+
+impl Authentication {
+    /// Reads every file that the settings name. `users` is the stub's own authority of users, `agents` that of agents.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn load(
+        config: &AuthenticationConfig,
+        users: &CertificateDer<'static>,
+        agents: &CertificateDer<'static>,
+    ) -> Result<Self, AuthenticationError> {
+        let names = SystemNames::new(config.system_names.clone());
+        let (authorities, lists) = (&config.client_ca_files, &config.crl_files);
+        let certificates = ClientCertificates::load(users.clone(), agents.clone(), authorities, lists, names.clone())?;
+        let verifier = certificates.verifier();
+        let mut built = Built { files: vec![certificates.file()], authenticators: Vec::new() };
+        for method in config.order() {
+            built.add(*method, config, &certificates, &names)?;
+        }
+        let Built { mut files, mut authenticators } = built;
+        if config.anonymous {
+            tracing::warn!("whoever presents no credentials is let in as system:anonymous (`anonymous = true`)");
+            authenticators.push(Arc::new(Anonymous));
+        }
+        let revoked = config.revocation_file.as_deref().map(RevocationList::load).transpose()?;
+        files.extend(revoked.as_ref().map(RevocationList::file));
+        Ok(Self { chain: Arc::new(Chain::new(authenticators, revoked)), verifier, files })
+    }
+}
+
+struct Built {
+    files: Vec<Arc<dyn Reload>>,
+    authenticators: Vec<Arc<dyn Authenticator>>,
+}
+
+impl Built {
+    /// Adds a method, if it is configured.
+    fn add(
+        &mut self,
+        method: Method,
+        config: &AuthenticationConfig,
+        certificates: &ClientCertificates,
+        names: &SystemNames,
+    ) -> Result<(), AuthenticationError> {
+        match method {
+            Method::ClientCertificate => self.authenticators.push(Arc::new(certificates.clone())),
+            Method::TokenFile => {
+                if let Some(path) = &config.token_file {
+                    let tokens = TokenFile::load(path)?;
+                    self.push(tokens.file(), tokens);
+                }
+            }
+            Method::Jwt => {
+                if let Some(path) = &config.jwt_file {
+                    let issuers = JwtAuthenticator::load(path, names.clone())?;
+                    self.push(issuers.file(), issuers);
+                }
+            }
+            Method::TokenWebhook => {
+                if let Some(webhook) = &config.token_webhook {
+                    let webhook = TokenWebhook::load(webhook_settings(webhook, names))?;
+                    self.push(webhook.file(), webhook);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, file: Arc<dyn Reload>, authenticator: impl Authenticator + 'static) {
+        self.files.push(file);
+        self.authenticators.push(Arc::new(authenticator));
+    }
+}
+
+fn webhook_settings(config: &TokenWebhookConfig, names: &SystemNames) -> TokenWebhookSettings {
+    TokenWebhookSettings {
+        kubeconfig: config.kubeconfig.clone(),
+        timeout: config.timeout.unsigned_abs(),
+        authenticated_ttl: config.authenticated_ttl.unsigned_abs(),
+        unauthenticated_ttl: config.unauthenticated_ttl.unsigned_abs(),
+        audiences: config.audiences.clone(),
+        names: names.clone(),
+    }
+}
