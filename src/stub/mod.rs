@@ -119,6 +119,9 @@ pub enum StartError {
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The file of a webhook.
+    #[error(transparent)]
+    Webhook(#[from] WebhookFileError),
     /// The list of revoked agents.
     #[error(transparent)]
     Revocation(#[from] RevocationError),
