@@ -125,9 +125,6 @@ pub enum StartError {
     /// The list of revoked agents.
     #[error(transparent)]
     Revocation(#[from] RevocationError),
-    /// The file of a webhook.
-    #[error(transparent)]
-    Webhook(#[from] WebhookFileError),
     /// The audit log.
     #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
     AuditLog {
