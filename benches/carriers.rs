@@ -80,7 +80,7 @@ async fn pair() -> Pair {
     tokio::spawn(async move {
         while let Ok((send, recv)) = serving.accept().await {
             let sender = FrameSender::new(send);
-            let receiver = FrameReceiver::new(recv, FrameReader::for_request());
+            let receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
             tokio::spawn(serve(sender, receiver));
         }
     });

@@ -45,7 +45,7 @@ fn heads(criterion: &mut Criterion) {
     let encoded = encoded.freeze();
     group.bench_function("decode", |bencher| {
         bencher.iter(|| {
-            let mut reader = FrameReader::for_request();
+            let mut reader = FrameReader::for_accepted_stream();
             reader.push(encoded.clone());
             reader.next_frame().unwrap().unwrap()
         });
@@ -66,7 +66,7 @@ fn bodies(criterion: &mut Criterion) {
         bencher.iter_batched(
             || stream.clone(),
             |mut stream| {
-                let mut reader = FrameReader::for_request();
+                let mut reader = FrameReader::for_accepted_stream();
                 while !stream.is_empty() {
                     reader.push(stream.split_to(stream.len().min(1200)));
                     while let Some(frame) = reader.next_frame().unwrap() {

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use qtunnel::agent::{Agent, AgentConfig, CarrierSettings};
+use qtunnel::agent::{Agent, AgentConfig, CarrierSettings, ForwardPolicy};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
@@ -86,6 +86,7 @@ impl Tunnel {
             carrier: CarrierSettings::default(),
             quic: QuicSettings::default(),
             drain_timeout: Duration::ZERO,
+            forward: ForwardPolicy::default(),
             response_timeout: Duration::from_secs(60),
         })
         .unwrap();

@@ -6,6 +6,7 @@ mod access;
 mod address;
 mod backoff;
 mod dial;
+mod forward;
 mod join;
 mod link;
 mod network;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressError, StubAddress};
 pub use dial::{CarrierChoice, CarrierSettings, DialError};
+pub use forward::{AddressPattern, ForwardPolicy, InvalidAddressPattern};
 pub use join::JoinError;
 pub use proxy::{Proxy, ProxyError};
 pub use upstream::UpstreamConfigError;
@@ -55,6 +57,8 @@ pub struct AgentConfig {
     pub auth_mode: AuthMode,
     /// Whom it acts as.
     pub policy: ImpersonationPolicy,
+    /// Where it connects to besides its API server.
+    pub forward: ForwardPolicy,
     /// How it chooses its carrier.
     pub carrier: CarrierSettings,
     /// The QUIC settings; connections over TCP are set up alike.
@@ -125,6 +129,7 @@ impl Agent {
             upstream: Arc::new(Upstream::new(&config.upstream)?),
             auth_mode: config.auth_mode,
             policy: config.policy.clone(),
+            forward: config.forward.clone(),
             access: access::AccessCache::default(),
             response_timeout: config.response_timeout,
         });

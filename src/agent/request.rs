@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::access::AccessError;
+use super::forward;
 use super::shared::Shared;
 use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket, bearer};
 use crate::carrier::{FrameReceiver, FrameSender, ReceivedBody, RecvStream, SendStream, relay, send_body};
@@ -30,12 +31,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a request without a body is sent again when the API server certainly has not looked at it.
 const MAX_ATTEMPTS: usize = 3;
 
-/// Serves one request stream. Returns when it has ended, one way or another.
+/// Serves one stream of the stub. Returns when it has ended, one way or another.
 pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
     let mut sender = FrameSender::new(send);
-    let mut receiver = FrameReceiver::new(recv, FrameReader::for_request());
+    let mut receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
     let head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
         Ok(Ok(Some(Frame::RequestHead(head)))) => *head,
+        Ok(Ok(Some(Frame::Dial(dial)))) => return forward::serve(&shared.forward, *dial, sender, receiver).await,
         Ok(Err(error)) => {
             tracing::debug!("a request stream ended before its head: {error}");
             return sender.reset(reset_code(&error));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::access::AccessCache;
+use super::forward::ForwardPolicy;
 use super::upstream::Upstream;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::wire::AuthMode;
@@ -17,6 +18,8 @@ pub struct Shared {
     pub auth_mode: AuthMode,
     /// Whom the agent acts as.
     pub policy: ImpersonationPolicy,
+    /// Where the agent connects to besides its API server.
+    pub forward: ForwardPolicy,
     /// Who may act as whom, as the cluster said a moment ago.
     pub access: AccessCache,
     /// How long an answer may take to begin, unless the request is long-running.

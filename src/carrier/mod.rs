@@ -12,6 +12,7 @@ mod gather;
 mod heartbeat;
 mod quic;
 mod relay;
+mod socket;
 mod stream;
 mod tcp;
 #[cfg(test)]
@@ -26,5 +27,6 @@ pub use quic::{
     requested_server_name,
 };
 pub use relay::{Disconnect, RelayEnd, relay};
+pub use socket::StreamSocket;
 pub use stream::{Connection, ConnectionEnd, PathStats, RecvStream, SendStream, StreamReadError, StreamWriteError};
 pub use tcp::{TcpDialer, TcpSettings, accepted_over_tcp};

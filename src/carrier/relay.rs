@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::framed::{FrameReceiver, FrameSender};
 use crate::wire::{ErrorCode, Frame};
@@ -13,6 +14,14 @@ use crate::wire::{ErrorCode, Frame};
 pub trait Disconnect {
     /// Makes dropping the socket an abort (for TCP: RST; for TLS: no close_notify).
     fn disconnect(&mut self);
+}
+
+impl Disconnect for TcpStream {
+    /// RST: a FIN could make what was broken off pass for a whole.
+    fn disconnect(&mut self) {
+        // Fails only where the socket is gone already.
+        let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
 }
 
 /// How a relay ended, and how much it carried.

@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use super::args::{AgentArgs, AgentAuth, AgentCarrier, UpstreamArgs};
 use super::{CommandResult, shutdown_on_signal};
-use crate::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, Proxy, StubAddress};
+use crate::agent::{
+    AddressPattern, Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, Proxy, StubAddress,
+};
 use crate::carrier::{CongestionControl, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
@@ -42,6 +44,7 @@ struct AgentFile {
     upstream_token_file: Option<PathBuf>,
     deny_user: Vec<Pattern>,
     deny_group: Vec<Pattern>,
+    allow_dial: Vec<AddressPattern>,
     drain_timeout: Option<SignedDuration>,
     response_timeout: Option<SignedDuration>,
     idle_timeout: Option<SignedDuration>,
@@ -94,6 +97,7 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
             Some(AgentAuth::Impersonate) | None => AuthMode::Impersonate,
         },
         policy,
+        forward: ForwardPolicy { allow: args.allow_dial.into_iter().chain(file.allow_dial).collect() },
         drain_timeout: duration(args.drain_timeout, file.drain_timeout, Duration::from_secs(30)),
         response_timeout: duration(args.response_timeout, file.response_timeout, Duration::from_secs(300)),
         quic: QuicSettings {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{SampleCluster, SampleClusterError, USERS};
 use super::scratch::ScratchDirectory;
-use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings};
+use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings, ForwardPolicy};
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
@@ -302,6 +302,7 @@ fn agent_config(
         carrier: CarrierSettings::default(),
         quic: QuicSettings::default(),
         drain_timeout: DRAIN_TIMEOUT,
+        forward: ForwardPolicy::default(),
         response_timeout: RESPONSE_TIMEOUT,
     })
 }

@@ -9,9 +9,11 @@ mod authenticate;
 pub mod authorize;
 mod body;
 pub mod config;
+mod dial;
 mod dispatch;
 mod enrollment;
 mod front;
+mod handle;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -36,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
+pub use dial::DialError;
+pub use handle::StubHandle;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
@@ -188,6 +192,11 @@ impl Stub {
     /// The address that is listened on, TCP and UDP.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.front.local_addr()
+    }
+
+    /// What this program can do with the stub while it runs.
+    pub fn handle(&self) -> StubHandle {
+        StubHandle::new(self.shared.clone())
     }
 
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: the policy

@@ -228,7 +228,7 @@ fn user_agent(headers: &HeaderMap) -> Option<String> {
     })
 }
 
-fn new_audit_id() -> String {
+pub fn new_audit_id() -> String {
     // The form of a UUID of version 4 (RFC 9562, section 5.4), like the API server's own.
     let random = rand::random::<u128>();
     let id = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);

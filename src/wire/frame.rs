@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::control::{Certificate, Drain, Enroll, Hello, Refused, Renew, Report, Welcome};
+use super::dial::{Dial, Dialed};
 use super::error::{WireError, check_length};
 use super::head::{Failure, RequestHead, ResponseHead, Trailers};
 use super::limits::{MAX_DATA_LENGTH, MAX_HEAD_LENGTH, MAX_MESSAGE_LENGTH};
@@ -32,6 +33,8 @@ frame_types! {
     ResponseHead = 0x02, "RESPONSE_HEAD";
     Trailers = 0x03, "TRAILERS";
     Failure = 0x04, "FAILURE";
+    Dial = 0x05, "DIAL";
+    Dialed = 0x06, "DIALED";
     Hello = 0x10, "HELLO";
     Welcome = 0x11, "WELCOME";
     Refused = 0x12, "REFUSED";
@@ -49,11 +52,13 @@ pub enum StreamKind {
     Control = 0x01,
     /// One request, opened by the stub.
     Request = 0x02,
+    /// One connection into the agent's network, opened by the stub.
+    Dial = 0x03,
 }
 
 impl StreamKind {
     pub(super) fn from_value(value: u64) -> Option<Self> {
-        [Self::Control, Self::Request].into_iter().find(|kind| *kind as u64 == value)
+        [Self::Control, Self::Request, Self::Dial].into_iter().find(|kind| *kind as u64 == value)
     }
 
     /// Appends the kind's number.
@@ -75,6 +80,10 @@ pub enum Frame {
     Trailers(Trailers),
     /// The agent's answer in place of a response.
     Failure(Failure),
+    /// See [`Dial`].
+    Dial(Box<Dial>),
+    /// See [`Dialed`].
+    Dialed(Dialed),
     /// See [`Hello`].
     Hello(Hello),
     /// See [`Welcome`].
@@ -112,6 +121,8 @@ impl Frame {
             Self::ResponseHead(head) => encode_message(FrameType::ResponseHead, out, |out| head.write_fields(out)),
             Self::Trailers(trailers) => encode_message(FrameType::Trailers, out, |out| trailers.write_fields(out)),
             Self::Failure(failure) => encode_message(FrameType::Failure, out, |out| failure.write_fields(out)),
+            Self::Dial(dial) => encode_message(FrameType::Dial, out, |out| dial.write_fields(out)),
+            Self::Dialed(Dialed) => encode_message(FrameType::Dialed, out, |_no_fields| Ok(())),
             Self::Hello(hello) => encode_message(FrameType::Hello, out, |out| hello.write_fields(out)),
             Self::Welcome(welcome) => encode_message(FrameType::Welcome, out, |out| welcome.write_fields(out)),
             Self::Refused(refused) => encode_message(FrameType::Refused, out, |out| refused.write_fields(out)),
@@ -130,6 +141,8 @@ impl Frame {
             FrameType::ResponseHead => Self::ResponseHead(Box::new(ResponseHead::read_fields(payload)?)),
             FrameType::Trailers => Self::Trailers(Trailers::read_fields(payload)?),
             FrameType::Failure => Self::Failure(Failure::read_fields(payload)?),
+            FrameType::Dial => Self::Dial(Box::new(Dial::read_fields(payload)?)),
+            FrameType::Dialed => Self::Dialed(Dialed::read_fields(payload)?),
             FrameType::Hello => Self::Hello(Hello::read_fields(payload)?),
             FrameType::Welcome => Self::Welcome(Welcome::read_fields(payload)?),
             FrameType::Refused => Self::Refused(Refused::read_fields(payload)?),

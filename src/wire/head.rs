@@ -348,7 +348,7 @@ fn read_audit_id(field: &Field) -> Result<String, WireError> {
     if is_audit_id(&id) { Ok(id) } else { Err(field.malformed("audit id")) }
 }
 
-fn is_audit_id(id: &str) -> bool {
+pub(super) fn is_audit_id(id: &str) -> bool {
     (1..=MAX_AUDIT_ID_LENGTH).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 

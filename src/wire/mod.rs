@@ -6,6 +6,7 @@
 
 mod carrier;
 mod control;
+mod dial;
 mod error;
 mod fields;
 mod frame;
@@ -22,6 +23,7 @@ mod varint;
 
 pub use carrier::{ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier};
 pub use control::{AuthMode, Certificate, Drain, Enroll, Hello, Refused, Renew, Report, Welcome};
+pub use dial::{Dial, DialAddress, Dialed, InvalidAddress, Network, UnknownNetwork};
 pub use error::{ErrorCode, WireError};
 pub use frame::{Frame, MAX_DATA_HEADER_LENGTH, StreamKind, encode_data_header};
 pub use head::{BearerToken, Failure, FailureReason, RequestHead, ResponseHead, Trailers, UpgradeProtocol};

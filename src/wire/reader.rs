@@ -21,8 +21,6 @@ use super::varint::read_varint;
 #[derive(Debug)]
 pub struct FrameReader {
     expects: Expects,
-    /// Set while the stream's kind has still to come.
-    kind: Option<StreamKind>,
     payload: Payload,
     input: Input,
 }
@@ -30,6 +28,8 @@ pub struct FrameReader {
 /// What may come next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expects {
+    /// The stream's kind: one of these, and what follows it.
+    Kind(&'static [(StreamKind, Self)]),
     /// The agent's first message, and its further ones.
     Hello,
     AgentMessages,
@@ -43,6 +43,8 @@ enum Expects {
     ResponseHead {
         upgrade: bool,
     },
+    Dial,
+    Dialed,
     Body,
     /// Only the end: trailers, a failure, or a last word has been read.
     End,
@@ -62,33 +64,38 @@ enum Payload {
 impl FrameReader {
     /// For the control stream, at the stub: kind, HELLO, then the agent's messages.
     pub fn for_accepted_control() -> Self {
-        Self::new(Expects::Hello, Some(StreamKind::Control))
+        Self::new(Expects::Kind(&[(StreamKind::Control, Expects::Hello)]))
     }
 
     /// For the control stream, at the agent: WELCOME or REFUSED, then the stub's messages.
     pub fn for_opened_control() -> Self {
-        Self::new(Expects::Welcome, None)
+        Self::new(Expects::Welcome)
     }
 
     /// For the one stream of an enrolment connection, at the stub: kind, ENROLL.
     pub fn for_accepted_enrollment() -> Self {
-        Self::new(Expects::Enroll, Some(StreamKind::Control))
+        Self::new(Expects::Kind(&[(StreamKind::Control, Expects::Enroll)]))
     }
 
     /// For the one stream of an enrolment connection, at the agent: CERTIFICATE or REFUSED.
     pub fn for_opened_enrollment() -> Self {
-        Self::new(Expects::EnrollmentAnswer, None)
+        Self::new(Expects::EnrollmentAnswer)
     }
 
-    /// For a request stream, at the agent: kind, head, body.
-    pub fn for_request() -> Self {
-        Self::new(Expects::RequestHead, Some(StreamKind::Request))
+    /// For a stream that the stub has opened, at the agent: the kind, then a request's head and body, or DIAL and raw bytes.
+    pub fn for_accepted_stream() -> Self {
+        Self::new(Expects::Kind(&[(StreamKind::Request, Expects::RequestHead), (StreamKind::Dial, Expects::Dial)]))
     }
 
     /// For the answer to `request`, at the stub: head and body, or a failure. Status 101 is accepted only where the
     /// request asked for an upgrade.
     pub fn for_response_to(request: &RequestHead) -> Self {
-        Self::new(Expects::ResponseHead { upgrade: request.upgrade.is_some() }, None)
+        Self::new(Expects::ResponseHead { upgrade: request.upgrade.is_some() })
+    }
+
+    /// For the answer to DIAL, at the stub: DIALED and raw bytes, or a failure.
+    pub fn for_dialed() -> Self {
+        Self::new(Expects::Dialed)
     }
 
     /// How many bytes are kept for later, counting what is allocated for them.
@@ -97,8 +104,8 @@ impl FrameReader {
         self.input.held_bytes()
     }
 
-    fn new(expects: Expects, kind: Option<StreamKind>) -> Self {
-        Self { expects, kind, payload: Payload::None, input: Input::default() }
+    fn new(expects: Expects) -> Self {
+        Self { expects, payload: Payload::None, input: Input::default() }
     }
 
     /// Adds the next piece of the stream. Call it only when [`FrameReader::next_frame`] has given `None`.
@@ -108,10 +115,10 @@ impl FrameReader {
 
     /// The next frame, or `None` when more input is needed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
-        if let Some(kind) = self.kind {
-            match self.read_kind(kind)? {
-                true => self.kind = None,
-                false => return Ok(None),
+        if let Expects::Kind(kinds) = self.expects {
+            match self.read_kind(kinds)? {
+                Some(expects) => self.expects = expects,
+                None => return Ok(None),
             }
         }
         loop {
@@ -155,9 +162,11 @@ impl FrameReader {
             matches!(self.payload, Payload::None | Payload::Data { left: 0 } | Payload::Skipped { left: 0 });
         match self.expects {
             _ if !between_frames || !self.input.is_between() => Err(WireError::Truncated("a frame")),
-            _ if self.kind.is_some() => Err(WireError::Truncated("its kind")),
+            Expects::Kind(_) => Err(WireError::Truncated("its kind")),
             Expects::RequestHead => Err(WireError::Truncated("its request head")),
             Expects::ResponseHead { .. } => Err(WireError::Truncated("its response head")),
+            Expects::Dial => Err(WireError::Truncated("its DIAL")),
+            Expects::Dialed => Err(WireError::Truncated("its DIALED")),
             Expects::Hello | Expects::Welcome | Expects::Enroll | Expects::EnrollmentAnswer => {
                 Err(WireError::Truncated("its first message"))
             }
@@ -170,12 +179,13 @@ impl FrameReader {
         self.expects == Expects::Raw
     }
 
-    fn read_kind(&mut self, expected: StreamKind) -> Result<bool, WireError> {
-        let Some(number) = self.input.header(read_varint) else { return Ok(false) };
-        match StreamKind::from_value(number) {
-            Some(kind) if kind == expected => Ok(true),
-            Some(kind) => Err(WireError::UnexpectedStreamKind(kind)),
-            None => Err(WireError::UnknownStreamKind(number)),
+    /// What follows the kind, once that has come.
+    fn read_kind(&mut self, kinds: &[(StreamKind, Expects)]) -> Result<Option<Expects>, WireError> {
+        let Some(number) = self.input.header(read_varint) else { return Ok(None) };
+        let kind = StreamKind::from_value(number).ok_or(WireError::UnknownStreamKind(number))?;
+        match kinds.iter().find(|(allowed, _)| *allowed == kind) {
+            Some((_, expects)) => Ok(Some(*expects)),
+            None => Err(WireError::UnexpectedStreamKind(kind)),
         }
     }
 
@@ -212,8 +222,10 @@ impl Expects {
             Self::EnrollmentAnswer => matches!(frame_type, Certificate | Refused),
             Self::RequestHead => frame_type == RequestHead,
             Self::ResponseHead { .. } => matches!(frame_type, ResponseHead | Failure),
+            Self::Dial => frame_type == Dial,
+            Self::Dialed => matches!(frame_type, Dialed | Failure),
             Self::Body => matches!(frame_type, Data | Trailers),
-            Self::End | Self::Raw => false,
+            Self::Kind(_) | Self::End | Self::Raw => false,
         }
     }
 
@@ -231,6 +243,7 @@ impl Expects {
                 }
                 Self::Raw
             }
+            (_, Frame::Dial(_) | Frame::Dialed(_)) => Self::Raw,
             (_, Frame::RequestHead(head)) if head.upgrade.is_some() => Self::Raw,
             (_, Frame::RequestHead(_) | Frame::ResponseHead(_)) => Self::Body,
             (_, Frame::Trailers(_) | Frame::Failure(_)) => Self::End,

@@ -24,10 +24,12 @@ enum Direction {
     ControlFromStub,
     EnrollmentFromAgent,
     EnrollmentFromStub,
+    Dial,
+    Dialed,
 }
 
 impl Direction {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Request,
         Self::Response,
         Self::ResponseToUpgrade,
@@ -35,6 +37,8 @@ impl Direction {
         Self::ControlFromStub,
         Self::EnrollmentFromAgent,
         Self::EnrollmentFromStub,
+        Self::Dial,
+        Self::Dialed,
     ];
 
     fn name(self) -> &'static str {
@@ -46,18 +50,21 @@ impl Direction {
             Self::ControlFromStub => "control-from-stub",
             Self::EnrollmentFromAgent => "enrollment-from-agent",
             Self::EnrollmentFromStub => "enrollment-from-stub",
+            Self::Dial => "dial",
+            Self::Dialed => "answer-to-dial",
         }
     }
 
     fn reader(self) -> FrameReader {
         match self {
-            Self::Request => FrameReader::for_request(),
+            Self::Request | Self::Dial => FrameReader::for_accepted_stream(),
             Self::Response => FrameReader::for_response_to(&request_head(None)),
             Self::ResponseToUpgrade => FrameReader::for_response_to(&request_head(Some(UpgradeProtocol::WebSocket))),
             Self::ControlFromAgent => FrameReader::for_accepted_control(),
             Self::ControlFromStub => FrameReader::for_opened_control(),
             Self::EnrollmentFromAgent => FrameReader::for_accepted_enrollment(),
             Self::EnrollmentFromStub => FrameReader::for_opened_enrollment(),
+            Self::Dialed => FrameReader::for_dialed(),
         }
     }
 
@@ -65,8 +72,13 @@ impl Direction {
     fn kind(self) -> Option<StreamKind> {
         match self {
             Self::Request => Some(StreamKind::Request),
+            Self::Dial => Some(StreamKind::Dial),
             Self::ControlFromAgent | Self::EnrollmentFromAgent => Some(StreamKind::Control),
-            Self::Response | Self::ResponseToUpgrade | Self::ControlFromStub | Self::EnrollmentFromStub => None,
+            Self::Response
+            | Self::ResponseToUpgrade
+            | Self::ControlFromStub
+            | Self::EnrollmentFromStub
+            | Self::Dialed => None,
         }
     }
 }
@@ -139,6 +151,7 @@ fn begins_raw_bytes(frame: &Frame) -> bool {
     match frame {
         Frame::RequestHead(head) => head.upgrade.is_some(),
         Frame::ResponseHead(head) => head.status == http::StatusCode::SWITCHING_PROTOCOLS,
+        Frame::Dial(_) | Frame::Dialed(_) => true,
         _ => false,
     }
 }

@@ -156,7 +156,7 @@ async fn misbehave(agent: RogueAgent, cases: Arc<HashMap<String, Case>>) {
     while let Ok((mut send, recv)) = agent.connection.accept().await {
         let cases = cases.clone();
         tokio::spawn(async move {
-            let mut frames_in = FrameReceiver::new(recv, FrameReader::for_request());
+            let mut frames_in = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
             let head = within("a request", frames_in.next_frame()).await.expect("a frame");
             let Some(Frame::RequestHead(head)) = head else { panic!("not a head: {head:?}") };
             let (name, bytes, ends, _) = &cases[head.target.path()];

@@ -218,12 +218,10 @@ enum Socket {
 
 impl Disconnect for UpstreamSocket {
     fn disconnect(&mut self) {
-        let socket = match &self.0 {
-            Socket::Plain(socket) => socket,
-            Socket::Tls(socket) => socket.get_ref().0,
-        };
-        // Without it the API server sees a FIN, and a broken-off stdin could pass for a whole one.
-        let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        match &mut self.0 {
+            Socket::Plain(socket) => socket.disconnect(),
+            Socket::Tls(socket) => socket.get_mut().0.disconnect(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Uri;
 use jiff::SignedDuration;
 
-use crate::agent::StubAddress;
+use crate::agent::{AddressPattern, StubAddress};
 use crate::carrier::CongestionControl;
 use crate::cli::manifest::{ImageName, ImpersonatedGroup, ImpersonatedUser, Namespace};
 use crate::pki::JoinToken;
@@ -103,6 +103,9 @@ pub struct AgentArgs {
     /// Groups that the agent does not act as a member of, besides the default ones.
     #[arg(long, env = "QTUNNEL_DENY_GROUP", value_name = "PATTERN", value_delimiter = ',')]
     pub deny_group: Vec<crate::kube::impersonation::Pattern>,
+    /// An address that programs at the stub may connect to through this agent; the host may begin with `*.`, the port may be `*`. Default: none.
+    #[arg(long, env = "QTUNNEL_ALLOW_DIAL", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub allow_dial: Vec<AddressPattern>,
     /// At a stop, how long requests may take to end [default: 30s].
     #[arg(long, env = "QTUNNEL_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<SignedDuration>,

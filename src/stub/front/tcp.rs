@@ -188,8 +188,7 @@ impl ClientSocket {
 impl Disconnect for ClientSocket {
     /// RST and no close_notify: kubectl over SPDY takes any clean end for success.
     fn disconnect(&mut self) {
-        // Without it the client sees a TCP FIN without close_notify, which TLS clients report too, if less clearly.
-        let _ = socket2::SockRef::from(self.socket.get_ref().0).set_linger(Some(Duration::ZERO));
+        self.socket.get_mut().0.disconnect();
     }
 }
 

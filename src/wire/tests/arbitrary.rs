@@ -12,8 +12,9 @@ use proptest::sample::{Index, select};
 
 use super::{Direction, begins_raw_bytes};
 use crate::wire::{
-    AuthMode, BearerToken, Certificate, Drain, Enroll, Failure, FailureReason, Frame, Hello, Identity, MAX_VARINT,
-    Refused, Renew, Report, RequestHead, ResponseHead, Trailers, UpgradeProtocol, Welcome, write_varint,
+    AuthMode, BearerToken, Certificate, Dial, Dialed, Drain, Enroll, Failure, FailureReason, Frame, Hello, Identity,
+    MAX_VARINT, Network, Refused, Renew, Report, RequestHead, ResponseHead, Trailers, UpgradeProtocol, Welcome,
+    write_varint,
 };
 
 /// One direction of a stream as its sender would make it: which one, its frames, its bytes.
@@ -75,6 +76,12 @@ fn frames(direction: Direction) -> BoxedStrategy<Vec<Frame>> {
         Direction::ControlFromStub => prop_oneof![
             4 => exchange(welcome(), prop_oneof![drain(), certificate(), refused()].boxed()),
             1 => refused().prop_map(|refused| vec![refused]),
+        ]
+        .boxed(),
+        Direction::Dial => with_body(dial()),
+        Direction::Dialed => prop_oneof![
+            4 => with_body(Just(Frame::Dialed(Dialed)).boxed()),
+            1 => failure().prop_map(|failure| vec![failure]),
         ]
         .boxed(),
         Direction::EnrollmentFromAgent => enroll().prop_map(|enroll| vec![enroll]).boxed(),
@@ -159,6 +166,19 @@ fn response_head(statuses: std::ops::RangeInclusive<u16>) -> BoxedStrategy<Frame
 fn failure() -> BoxedStrategy<Frame> {
     (select(FailureReason::ALL), any::<bool>(), text())
         .prop_map(|(reason, dispatched, message)| Frame::Failure(Failure { reason, dispatched, message }))
+        .boxed()
+}
+
+fn dial() -> BoxedStrategy<Frame> {
+    let host = prop_oneof![
+        "[a-z0-9_-]{1,20}(\\.[a-z0-9_-]{1,20}){0,2}",
+        any::<std::net::Ipv6Addr>().prop_map(|ip| format!("[{ip}]"))
+    ];
+    (host, 1..=u16::MAX, "[!-~]{1,64}")
+        .prop_map(|(host, port, audit_id)| {
+            let address = format!("{host}:{port}").parse().expect("the pattern makes addresses");
+            Frame::Dial(Box::new(Dial { network: Network::Tcp, address, audit_id }))
+        })
         .boxed()
 }
 

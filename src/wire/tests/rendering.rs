@@ -22,6 +22,12 @@ pub fn render(frame: &Frame) -> String {
             .value("reason", failure.reason.name())
             .value("dispatched", yes_or_no(failure.dispatched))
             .text("message", &failure.message),
+        Frame::Dial(dial) => line
+            .word("DIAL")
+            .text("network", dial.network.as_str())
+            .text("address", &dial.address.to_string())
+            .text("audit-id", &dial.audit_id),
+        Frame::Dialed(_) => line.word("DIALED"),
         Frame::Hello(hello) => line
             .word("HELLO")
             .text("cluster", hello.cluster.as_str())

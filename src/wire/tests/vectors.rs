@@ -75,6 +75,8 @@ fn there_is_a_vector_for_every_frame_and_every_error_of_a_stream() {
         "RESPONSE_HEAD",
         "TRAILERS",
         "FAILURE",
+        "DIAL",
+        "DIALED",
         "HELLO",
         "WELCOME",
         "REFUSED",
