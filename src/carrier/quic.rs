@@ -198,6 +198,24 @@ impl IncomingConnection {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
+    /// Whether somebody who can be reached at the address has made the attempt, as far as that is proven.
+    pub fn is_address_proven(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    /// Has whoever makes the attempt prove the address first (RFC 9000, section 8.1.2): the attempt comes again, proven. One that
+    /// comes with a proof already is refused.
+    pub fn demand_proof(self) {
+        if let Err(proven) = self.incoming.retry() {
+            proven.into_incoming().refuse();
+        }
+    }
+
+    /// Refuses the attempt.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(mut self) -> Result<EstablishedConnection, ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());

@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::admin::{AgentStatus, StubStatus};
+use super::limits::Limit;
 use super::meter::ClusterBytes;
 use super::record::{GivenAnswer, RequestFacts};
 use crate::kube::RequestInfo;
@@ -27,6 +28,9 @@ pub struct Metrics {
     latency: Family<LatencyLabels, Histogram, fn() -> Histogram>,
     bytes: Family<BytesLabels, Counter>,
     retries: Family<ClusterLabel, Counter>,
+    limited: Family<LimitLabel, Counter>,
+    /// Connection attempts over QUIC that had to prove their address first.
+    pub address_proofs: Counter,
 }
 
 /// What other parts of the stub count, as it is now.
@@ -70,6 +74,11 @@ struct ClusterLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AgentLabels {
     cluster: String,
     agent: String,
@@ -93,6 +102,8 @@ impl Metrics {
             latency: Family::new_with_constructor(latency_histogram),
             bytes: Family::default(),
             retries: Family::default(),
+            limited: Family::default(),
+            address_proofs: Counter::default(),
         }
     }
 
@@ -118,6 +129,11 @@ impl Metrics {
     /// The counter of a cluster's requests that were tried at another agent.
     pub fn retries(&self, cluster: &ClusterId) -> Counter {
         self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
+    }
+
+    /// Counts what was refused because of a limit.
+    pub fn limited(&self, limit: Limit) {
+        self.limited.get_or_create(&LimitLabel { limit: limit.name() }).inc();
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -156,6 +172,16 @@ impl Metrics {
             "Bytes of bodies and upgraded connections, counted as they pass",
             Unit::Bytes,
             self.bytes.clone(),
+        );
+        registry.register(
+            "limited",
+            "Connections, requests and bodies that were refused because of a limit, by the limit's name in the settings",
+            self.limited.clone(),
+        );
+        registry.register(
+            "address_proofs",
+            "Connection attempts over QUIC that had to prove their address first",
+            self.address_proofs.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
     }

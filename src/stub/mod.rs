@@ -14,6 +14,7 @@ mod dispatch;
 mod enrollment;
 mod front;
 mod handle;
+mod limits;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -56,6 +57,7 @@ use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use front::tcp::PortTls;
+use limits::Limits;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
@@ -166,12 +168,14 @@ impl Stub {
             Some(address) => Some(admin_listener(address).await?),
             None => None,
         };
+        let metrics = Arc::new(Metrics::new());
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(tokens),
             authorizer,
             policy_file,
             audit,
-            metrics: Arc::new(Metrics::new()),
+            limits: Limits::new(&config.limits, metrics.clone()),
+            metrics,
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::default(),
             clusters: KnownClusters::new(&config.state_dir),

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::audit::Trail;
 use super::authorize::{Decision, OwnedAttributes};
+use super::limits::RequestPlace;
 use super::meter::Meter;
 use super::metrics::Metrics;
 use crate::kube::{Status, without_secrets};
@@ -25,6 +26,8 @@ pub struct RequestRecord {
     facts: RequestFacts,
     trail: Trail,
     metrics: Arc<Metrics>,
+    /// Held for as long as the request goes on.
+    place: Option<RequestPlace>,
 }
 
 /// What is known of a request.
@@ -104,7 +107,7 @@ impl RequestRecord {
             meter: Meter::default(),
             end: End::ClientGone,
         };
-        Self { facts, trail: Trail::default(), metrics: metrics.clone() }
+        Self { facts, trail: Trail::default(), metrics: metrics.clone(), place: None }
     }
 
     /// What is known so far.
@@ -136,6 +139,11 @@ impl RequestRecord {
         self.facts.meter = Meter::for_cluster(self.metrics.bytes(&attributes.cluster));
         self.facts.attributes = Some(attributes.clone());
         self.trail.received(&self.facts).await
+    }
+
+    /// It takes a place among those that its user and its cluster may have, and gives it back at its end.
+    pub fn admitted(&mut self, place: RequestPlace) {
+        self.place = Some(place);
     }
 
     /// Whether it may be made.

@@ -12,10 +12,11 @@ use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
-use super::body::{AbortOnDrop, AnswerBody, TunnelledBody};
+use super::body::{AbortOnDrop, AnswerBody, BoundedBody, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, dispatch};
 use super::front::ClientConnection;
 use super::front::tcp::ClientSocket;
+use super::limits::Limit;
 use super::meter::MeteredSocket;
 use super::open_requests::OpenRequest;
 use super::record::{GivenAnswer, RequestRecord};
@@ -108,7 +109,10 @@ where
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
-    let user = shared.authenticator.authenticate(connection, &mut parts.headers)?;
+    let user = shared
+        .authenticator
+        .authenticate(connection, &mut parts.headers)
+        .map_err(|status| shared.limits.unauthenticated(connection.address.ip(), status))?;
     record.set_user(&user.identity);
     // Set already by an earlier request on the same connection.
     let _ = connection.authenticated.set(());
@@ -129,6 +133,8 @@ where
 
     let open = shared.open_requests.open(attributes(&head, &route.cluster, info));
     record.understood(open.attributes()).await?;
+    admit(shared, open.attributes(), record)?;
+    let bound = body_bound(shared, &head, &open.attributes().request)?;
     authorize(&*shared.authorizer, open.attributes(), record).await?;
 
     let outgoing = Outgoing {
@@ -136,7 +142,7 @@ where
         info: &open.attributes().request,
         head,
         cluster_token: user.cluster_token,
-        body,
+        body: BoundedBody::new(body, bound),
         meter: record.facts().meter.clone(),
         retries: shared.metrics.retries(&route.cluster),
     };
@@ -158,6 +164,29 @@ fn attributes(head: &RequestHead, cluster: &ClusterId, request: RequestInfo) -> 
         requested: head.requested.clone(),
         cluster: cluster.clone(),
         request,
+    }
+}
+
+/// Takes a place for the request, or refuses it because its user or its cluster has too many.
+fn admit(shared: &Shared, attributes: &OwnedAttributes, record: &mut RequestRecord) -> Result<(), Status> {
+    let OwnedAttributes { user, cluster, request, .. } = attributes;
+    let place = shared.limits.admit_request(&user.user, cluster, request.is_long_running())?;
+    record.admitted(place);
+    Ok(())
+}
+
+/// How long the body may be; `None` where nothing bounds it.
+fn body_bound(shared: &Shared, head: &RequestHead, request: &RequestInfo) -> Result<Option<u64>, Status> {
+    let limit = shared.config.limits.request_body_length;
+    let is_bounded = limit > 0 && head.upgrade.is_none() && request.verb != "proxy" && request.subresource != "proxy";
+    let bound = is_bounded.then_some(limit);
+    let announced = headers::content_length(&head.headers).map_err(|error| Status::bad_request(error.to_string()))?;
+    match (announced, bound) {
+        (Some(length), Some(bound)) if length > bound => {
+            shared.limits.refused(Limit::RequestBodyLength, &head.identity.user);
+            Err(Status::payload_too_large(bound))
+        }
+        _ => Ok(bound),
     }
 }
 

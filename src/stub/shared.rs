@@ -12,6 +12,7 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::limits::Limits;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub policy_file: Option<Arc<PolicyFile>>,
     /// Where it is told who did what.
     pub audit: AuditLog,
+    /// What anybody may take.
+    pub limits: Limits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The requests that are open now.

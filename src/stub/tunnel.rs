@@ -6,12 +6,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
 use super::front::http3;
+use super::limits::{Admission, Stranger};
 use super::registry::AgentLink;
 use super::shared::Shared;
 use crate::carrier::{
@@ -27,10 +29,22 @@ use crate::wire::{
 /// Accepts agents until `shutdown`, then tells them to go elsewhere.
 pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: CancellationToken) {
     while let Some(Some(incoming)) = shutdown.run_until_cancelled(listener.accept()).await {
+        let (stranger, handshake) = match shared.limits.admit_handshake(&incoming) {
+            Admission::Handshake(stranger, handshake) => (stranger, handshake),
+            Admission::ProveAddress => {
+                incoming.demand_proof();
+                continue;
+            }
+            Admission::Refused => {
+                incoming.refuse();
+                continue;
+            }
+        };
         let (shared, shutdown) = (shared.clone(), shutdown.clone());
         tokio::spawn(async move {
             let address = incoming.remote_address();
-            if let Err(error) = accept(&shared, incoming, shutdown).await {
+            let attempt = Attempt { incoming, stranger, handshake };
+            if let Err(error) = accept(&shared, attempt, shutdown).await {
                 tracing::warn!(%address, "refused a connection to the tunnel: {error}");
             }
         });
@@ -53,10 +67,11 @@ pub async fn serve_over_tcp(
     shared: &Shared,
     socket: TlsStream<TcpStream>,
     address: SocketAddr,
+    stranger: Stranger,
     shutdown: CancellationToken,
 ) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
-        Ok(connection) => established(shared, connection, shutdown).await,
+        Ok(connection) => established(shared, connection, stranger, shutdown).await,
         Err(end) => Err(end.into()),
     };
     if let Err(error) = result {
@@ -108,23 +123,29 @@ impl Refusal {
     }
 }
 
-/// One connection over QUIC, from its handshake to its end.
-async fn accept(
-    shared: &Arc<Shared>,
+/// A connection attempt over QUIC whose handshake may begin.
+struct Attempt {
     incoming: IncomingConnection,
-    shutdown: CancellationToken,
-) -> Result<(), Refusal> {
+    stranger: Stranger,
+    /// Held for as long as the handshake takes.
+    handshake: OwnedSemaphorePermit,
+}
+
+/// One connection over QUIC, from its handshake to its end.
+async fn accept(shared: &Arc<Shared>, attempt: Attempt, shutdown: CancellationToken) -> Result<(), Refusal> {
+    let Attempt { incoming, stranger, handshake } = attempt;
     let patience = shared.config.limits.handshake();
     let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
+    drop(handshake);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
         // A stop waits for the requests of clients.
-        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), shutdown)).await;
+        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger, shutdown)).await;
         return Ok(());
     }
     let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
     let connection = connection.into_tunnel();
     match vouched_for {
-        Ok(()) => established(shared, connection, shutdown).await,
+        Ok(()) => established(shared, connection, stranger, shutdown).await,
         Err(error) => {
             let refusal = Refusal::NotVouchedFor(error);
             connection.close(refusal.code(), &refusal.to_string());
@@ -134,9 +155,14 @@ async fn accept(
 }
 
 /// What follows the handshake, whatever carries the connection.
-async fn established(shared: &Shared, connection: Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn established(
+    shared: &Shared,
+    connection: Connection,
+    stranger: Stranger,
+    shutdown: CancellationToken,
+) -> Result<(), Refusal> {
     let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, shutdown).await,
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, stranger, shutdown).await,
         Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => {
             enroll(shared, &connection, shared.config.limits.handshake()).await
         }
@@ -178,7 +204,12 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn serve_agent(
+    shared: &Shared,
+    connection: &Connection,
+    stranger: Stranger,
+    shutdown: CancellationToken,
+) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;
@@ -200,6 +231,7 @@ async fn serve_agent(shared: &Shared, connection: &Connection, shutdown: Cancell
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     connection.trust();
+    drop(stranger);
     let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);

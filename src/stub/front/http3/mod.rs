@@ -8,6 +8,7 @@ mod guard;
 mod quic;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use h3::quic::SendStream as _;
 use h3::server::{RequestResolver, RequestStream};
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,7 @@ use crate::carrier::{presented_chain, requested_server_name};
 use crate::kube::headers;
 use crate::pki::{CertificateError, PeerRole};
 use crate::stub::body::{AnswerBody, BrokenAnswer};
+use crate::stub::limits::Stranger;
 use crate::stub::request;
 use crate::stub::shared::Shared;
 use crate::wire::limits::MAX_HEAD_LENGTH;
@@ -51,10 +53,14 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves a connection of a client whose handshake is complete, until it ends, or until `shutdown` and the end of the
 /// requests that it has then.
-pub async fn serve(shared: Arc<Shared>, connection: quinn::Connection, shutdown: CancellationToken) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    connection: quinn::Connection,
+    stranger: Stranger,
+    shutdown: CancellationToken,
+) {
     let address = connection.remote_address();
-    if let Err(error) = Http3Client::serve(shared, connection.clone(), shutdown).await {
-        // h3 has no name for "who are you".
+    if let Err(error) = Http3Client::serve(shared, connection.clone(), stranger, shutdown).await {
         connection.close(error.code(), error.to_string().as_bytes());
         tracing::debug!(%address, "a client's HTTP/3 connection ended: {error}");
     }
@@ -67,6 +73,8 @@ enum Http3Error {
     NotVouchedFor(rustls::Error),
     #[error("the certificate: {0}")]
     Certificate(#[from] CertificateError),
+    #[error("too many clients")]
+    TooMany,
     #[error("nobody has authenticated in time")]
     Stranger,
     #[error("too many requests were given up before they were answered")]
@@ -79,7 +87,7 @@ impl Http3Error {
     fn code(&self) -> quinn::VarInt {
         let code = match self {
             Self::NotVouchedFor(_) | Self::Certificate(_) => Code::H3_GENERAL_PROTOCOL_ERROR,
-            Self::Stranger | Self::RapidReset => Code::H3_EXCESSIVE_LOAD,
+            Self::TooMany | Self::Stranger | Self::RapidReset => Code::H3_EXCESSIVE_LOAD,
             Self::Connection(_) => Code::H3_NO_ERROR,
         };
         // Every code of RFC 9114 is a small number.
@@ -98,9 +106,11 @@ impl Http3Client {
     async fn serve(
         shared: Arc<Shared>,
         quic: quinn::Connection,
+        stranger: Stranger,
         shutdown: CancellationToken,
     ) -> Result<(), Http3Error> {
         let connection = Arc::new(client_connection(&shared, &quic)?);
+        let Some(_place) = shared.limits.admit_http3(connection.address.ip()) else { return Err(Http3Error::TooMany) };
         quic.set_max_concurrent_bi_streams(STRANGERS_REQUESTS.into());
         let latest = Latest::default();
         let mut http3 = h3::server::builder()
@@ -108,9 +118,9 @@ impl Http3Client {
             .send_grease(false)
             .build(QuicConnection::new(quic.clone(), latest.clone()))
             .await?;
-        let patience = sleep(shared.config.limits.handshake());
-        tokio::pin!(patience);
-        let client = Arc::new(Self { shared, connection, credit: Credit::default() });
+        let mut strange = pin!(shared.limits.wait_for_stranger(&connection, stranger));
+        let client =
+            Arc::new(Self { shared: shared.clone(), connection: connection.clone(), credit: Credit::default() });
         let requests = TaskTracker::new();
         let mut trusted = false;
         loop {
@@ -130,7 +140,7 @@ impl Http3Client {
                     quic.set_max_concurrent_bi_streams(requests.into());
                     quic.set_receive_window(RECEIVE_WINDOW.into());
                 }
-                () = &mut patience, if !trusted => return Err(Http3Error::Stranger),
+                () = &mut strange => return Err(Http3Error::Stranger),
                 () = client.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
                 () = shutdown.cancelled() => break,
             }
