@@ -60,10 +60,31 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let address = connection.remote_address();
-    if let Err(error) = Http3Client::serve(shared, connection.clone(), stranger, shutdown).await {
-        connection.close(error.code(), error.to_string().as_bytes());
+    if let Err(error) = admit_and_serve(shared, &connection, stranger, shutdown).await {
         tracing::debug!(%address, "a client's HTTP/3 connection ended: {error}");
     }
+}
+
+async fn admit_and_serve(
+    shared: Arc<Shared>,
+    quic: &quinn::Connection,
+    stranger: Stranger,
+    shutdown: CancellationToken,
+) -> Result<(), Http3Error> {
+    let connection = Arc::new(client_connection(&shared, quic).inspect_err(|error| error.tell(quic))?);
+    let Some(_place) = shared.limits.admit_http3(connection.address.ip()) else {
+        Http3Error::TooMany.tell(quic);
+        return Err(Http3Error::TooMany);
+    };
+    let latest = Latest::default();
+    let mut http3 = h3::server::builder()
+        .max_field_section_size(MAX_HEAD_LENGTH as u64)
+        .send_grease(false)
+        .build(QuicConnection::new(quic.clone(), latest.clone()))
+        .await?;
+    let client = Arc::new(Http3Client { shared, connection, credit: Credit::default() });
+    // Dropped, h3's connection closes the one below without a word, so that has to have been told before.
+    client.serve(&mut http3, quic, &latest, stranger, shutdown).await.inspect_err(|error| error.tell(quic))
 }
 
 /// Why a connection ended otherwise than by itself.
@@ -84,6 +105,11 @@ enum Http3Error {
 }
 
 impl Http3Error {
+    /// Closes the connection with the reason.
+    fn tell(&self, quic: &quinn::Connection) {
+        quic.close(self.code(), self.to_string().as_bytes());
+    }
+
     fn code(&self) -> quinn::VarInt {
         let code = match self {
             Self::NotVouchedFor(_) | Self::Certificate(_) => Code::H3_GENERAL_PROTOCOL_ERROR,
@@ -103,24 +129,17 @@ struct Http3Client {
 }
 
 impl Http3Client {
+    /// Answers the requests of the connection, until it ends or `shutdown`.
     async fn serve(
-        shared: Arc<Shared>,
-        quic: quinn::Connection,
+        self: &Arc<Self>,
+        http3: &mut Http3Connection,
+        quic: &quinn::Connection,
+        latest: &Latest,
         stranger: Stranger,
         shutdown: CancellationToken,
     ) -> Result<(), Http3Error> {
-        let connection = Arc::new(client_connection(&shared, &quic)?);
-        let Some(_place) = shared.limits.admit_http3(connection.address.ip()) else { return Err(Http3Error::TooMany) };
         quic.set_max_concurrent_bi_streams(STRANGERS_REQUESTS.into());
-        let latest = Latest::default();
-        let mut http3 = h3::server::builder()
-            .max_field_section_size(MAX_HEAD_LENGTH as u64)
-            .send_grease(false)
-            .build(QuicConnection::new(quic.clone(), latest.clone()))
-            .await?;
-        let mut strange = pin!(shared.limits.wait_for_stranger(&connection, stranger));
-        let client =
-            Arc::new(Self { shared: shared.clone(), connection: connection.clone(), credit: Credit::default() });
+        let mut strange = pin!(self.shared.limits.wait_for_stranger(&self.connection, stranger));
         let requests = TaskTracker::new();
         let mut trusted = false;
         loop {
@@ -128,20 +147,20 @@ impl Http3Client {
                 accepted = http3.accept() => match accepted {
                     Ok(Some(resolver)) => {
                         let cancelled = latest.take();
-                        requests.spawn(client.clone().answer(resolver, cancelled));
+                        requests.spawn(self.clone().answer(resolver, cancelled));
                     }
                     Ok(None) => return Ok(()),
                     Err(error) if error.is_h3_no_error() => return Ok(()),
                     Err(error) => return Err(error.into()),
                 },
-                _ = client.connection.authenticated.wait(), if !trusted => {
+                _ = self.connection.authenticated.wait(), if !trusted => {
                     trusted = true;
-                    let requests = client.shared.config.limits.requests_per_connection.min(MAX_REQUESTS);
+                    let requests = self.shared.config.limits.requests_per_connection.min(MAX_REQUESTS);
                     quic.set_max_concurrent_bi_streams(requests.into());
                     quic.set_receive_window(RECEIVE_WINDOW.into());
                 }
                 () = &mut strange => return Err(Http3Error::Stranger),
-                () = client.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
+                () = self.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
                 () = shutdown.cancelled() => break,
             }
         }
@@ -201,6 +220,7 @@ fn client_connection(shared: &Shared, quic: &quinn::Connection) -> Result<Client
     Ok(ClientConnection::new(address, requested_server_name(quic), &chain)?)
 }
 
+type Http3Connection = h3::server::Connection<QuicConnection, Bytes>;
 type Resolver = RequestResolver<QuicConnection, Bytes>;
 type AnswerStream = RequestStream<SendStream, Bytes>;
 
