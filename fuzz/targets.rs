@@ -12,7 +12,7 @@ use qtunnel::kube::{
     take_bearer_token,
 };
 use qtunnel::pki::{AgentIdentity, JoinToken, Validity, user_identity};
-use qtunnel::wire::{FrameReader, Identity, RecordReader, RequestHead, read_varint};
+use qtunnel::wire::{FrameReader, Identity, RecordReader, RequestHead, WireError, read_varint};
 use rustls::pki_types::CertificateDer;
 
 /// A parser.
@@ -80,12 +80,19 @@ fn frames(data: &[u8]) {
     ];
     let (first, second) = data.split_at(usize::from(*cut).min(data.len()));
     for mut reader in readers {
-        for piece in [first, second] {
-            reader.push(Bytes::copy_from_slice(piece));
-            while let Ok(Some(_frame)) = reader.next_frame() {}
+        if read_all(&mut reader, [first, second]).is_ok() {
+            let _ = reader.finish();
         }
-        let _ = reader.finish();
     }
+}
+
+/// A reader that has found fault with its stream is given nothing more.
+fn read_all(reader: &mut FrameReader, pieces: [&[u8]; 2]) -> Result<(), WireError> {
+    for piece in pieces {
+        reader.push(Bytes::copy_from_slice(piece));
+        while reader.next_frame()?.is_some() {}
+    }
+    Ok(())
 }
 
 fn records(data: &[u8]) {
