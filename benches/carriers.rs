@@ -15,7 +15,9 @@ use http_body_util::{BodyExt, StreamBody};
 use qtunnel::carrier::{
     Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, send_body,
 };
-use qtunnel::pki::{AgentKey, AgentState, HostName, StubKeys, tunnel_client_config, tunnel_server_config};
+use qtunnel::pki::{
+    AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tunnel_client_config, tunnel_server_config,
+};
 use qtunnel::wire::{ErrorCode, Frame, FrameReader, Identity, RequestHead, ResponseHead, StreamKind};
 use tokio::runtime::Runtime;
 
@@ -50,7 +52,8 @@ fn tls() -> Tls {
     let directory = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let loopback = HostName::Ip("127.0.0.1".parse().unwrap());
-    let keys = StubKeys::create(&directory.path().join("stub"), &[loopback], None, now).unwrap();
+    let keys = StubKeys::create(Arc::new(DirectoryStore::new(&directory.path().join("stub"))), &[loopback], None, now)
+        .unwrap();
     let key = AgentKey::generate().unwrap();
     let identity = "qtunnel://bench/agent/bench".parse().unwrap();
     let request = key.signing_request().unwrap();
@@ -72,7 +75,7 @@ async fn pair() -> Pair {
     let address = listener.local_address().unwrap();
     let dialer = QuicDialer::new(tls.client, settings).unwrap();
     let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
-        listener.accept().await.unwrap().handshake().await.unwrap()
+        listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel()
     });
     let agent = agent.unwrap();
     agent.permit_streams(4096);

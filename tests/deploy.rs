@@ -163,6 +163,7 @@ fn an_agent_may_act_as_those_it_was_told_and_nobody_else() {
         {"apiGroups": [""], "resources": ["groups"], "verbs": ["impersonate"], "resourceNames": ["oidc:devs"]},
         {"apiGroups": ["authentication.k8s.io"], "resources": extras, "verbs": ["impersonate"]},
         {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": ["kube-system"]},
     ]);
     assert_eq!(role["rules"], expected);
     let binding = only(&documents, "ClusterRoleBinding");

@@ -261,6 +261,7 @@ async fn an_agent_serves_its_own_cluster_only() {
         instance: 1,
         software: "an impostor".to_owned(),
         auth_mode: AuthMode::Impersonate,
+        connected_stubs: Vec::new(),
     };
     sender.send(&Frame::Hello(hello)).await.unwrap();
     let end = tokio::time::timeout(DEADLINE, async {

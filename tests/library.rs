@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
 use qtunnel::kube::kubeconfig::{Credentials, Upstream};
-use qtunnel::pki::{HostName, StubKeys};
+use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::{DialError, KnownClusters, Stub, StubConfig, StubHandle};
 use qtunnel::wire::{AuthMode, ClusterId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -105,7 +106,7 @@ impl Tunnel {
         let (stub, keys) = stub(&directory.path().join("stub"), &cluster).await;
         let token = keys.tokens().create(&cluster, Duration::from_secs(600), 1, SystemTime::now()).unwrap();
         let agent = Agent::new(AgentConfig {
-            stub: stub.local_address().unwrap().to_string().parse().unwrap(),
+            stubs: vec![stub.local_address().unwrap().to_string().parse().unwrap()],
             token: Some(token),
             state_dir: directory.path().join("agent"),
             upstream: nowhere(),
@@ -138,8 +139,14 @@ impl Tunnel {
 
 async fn stub(directory: &Path, cluster: &ClusterId) -> (Stub, StubKeys) {
     let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let keys = StubKeys::create(directory, &[HostName::Ip(loopback.ip())], None, SystemTime::now()).unwrap();
-    KnownClusters::new(directory).add(cluster).unwrap();
+    let keys = StubKeys::create(
+        Arc::new(DirectoryStore::new(directory)),
+        &[HostName::Ip(loopback.ip())],
+        None,
+        SystemTime::now(),
+    );
+    let keys = keys.unwrap();
+    KnownClusters::new(keys.store().clone()).add(cluster).unwrap();
     let settings = directory.join("stub.toml");
     let text = "listen = '127.0.0.1:0'\npublic_address = '127.0.0.1:0'\nauthorization = { mode = 'deny-all' }\n";
     std::fs::write(&settings, text).unwrap();

@@ -17,7 +17,7 @@ use qtunnel::agent::{Agent, AgentConfig, CarrierSettings, ForwardPolicy};
 use qtunnel::carrier::QuicSettings;
 use qtunnel::demo::SampleCluster;
 use qtunnel::kube::impersonation::ImpersonationPolicy;
-use qtunnel::pki::{HostName, StubKeys};
+use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::{KnownClusters, Stub, StubConfig, admin};
 use qtunnel::wire::{AuthMode, ClusterId};
 use rustls::pki_types::pem::PemObject;
@@ -60,9 +60,11 @@ impl Tunnel {
         let directory = tempfile::tempdir().unwrap();
         let stub_dir = directory.path().join("stub");
         let now = SystemTime::now();
-        let keys = StubKeys::create(&stub_dir, &[HostName::Ip(loopback.ip())], None, now).unwrap();
+        let keys =
+            StubKeys::create(Arc::new(DirectoryStore::new(&stub_dir)), &[HostName::Ip(loopback.ip())], None, now)
+                .unwrap();
         let id: ClusterId = "bench".parse().unwrap();
-        KnownClusters::new(&stub_dir).add(&id).unwrap();
+        KnownClusters::new(keys.store().clone()).add(&id).unwrap();
         let settings = stub_dir.join("stub.toml");
         std::fs::write(
             &settings,
@@ -77,7 +79,7 @@ impl Tunnel {
 
         let token = keys.tokens().create(&id, Duration::from_secs(600), 1, now).unwrap();
         let agent = Agent::new(AgentConfig {
-            stub: stub_address.to_string().parse().unwrap(),
+            stubs: vec![stub_address.to_string().parse().unwrap()],
             token: Some(token),
             state_dir: directory.path().join("agent"),
             upstream: upstream.clone(),

@@ -9,8 +9,9 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use tokio::time::timeout;
 
-use super::address::{AddressError, StubAddress};
-use super::proxy::{Proxy, ProxyError};
+use super::address::AddressError;
+use super::proxy::{Proxy, ProxyError, ProxySettings};
+use super::target::Target;
 use crate::carrier::{Connection, ConnectionEnd, QuicDialer, QuicSettings, TcpDialer, TcpSettings};
 
 /// Which carriers an agent uses.
@@ -33,12 +34,12 @@ pub struct CarrierSettings {
     /// While on TCP for want of QUIC: how often QUIC is tried again, give or take a quarter. Default 60 s.
     pub probe_interval: Duration,
     /// The HTTP proxy that connections over TCP go through; QUIC goes through none. Default: none.
-    pub proxy: Option<Proxy>,
+    pub proxy: ProxySettings,
 }
 
 impl Default for CarrierSettings {
     fn default() -> Self {
-        Self { choice: CarrierChoice::Auto, probe_interval: Duration::from_secs(60), proxy: None }
+        Self { choice: CarrierChoice::Auto, probe_interval: Duration::from_secs(60), proxy: ProxySettings::default() }
     }
 }
 
@@ -54,7 +55,7 @@ pub struct DialTls {
 /// Dials one stub.
 #[derive(Debug)]
 pub struct Dialer {
-    stub: StubAddress,
+    stub: Target,
     choice: CarrierChoice,
     proxy: Option<Proxy>,
     quic: QuicDialer,
@@ -95,11 +96,11 @@ impl Dialer {
     /// # Errors
     ///
     /// When `tls` cannot do QUIC.
-    pub fn new(stub: &StubAddress, carrier: &CarrierSettings, tls: DialTls, quic: &QuicSettings) -> io::Result<Self> {
+    pub fn new(stub: &Target, carrier: &CarrierSettings, tls: DialTls, quic: &QuicSettings) -> io::Result<Self> {
         Ok(Self {
             stub: stub.clone(),
             choice: carrier.choice,
-            proxy: carrier.proxy.clone(),
+            proxy: carrier.proxy.proxy_for(stub.name().host(), stub.name().port()).cloned(),
             quic: QuicDialer::new(Arc::new(tls.quic), quic.clone())?,
             tcp: TcpDialer::new(Arc::new(tls.tcp), TcpSettings::from(quic)),
         })
@@ -145,17 +146,17 @@ impl Dialer {
 
     /// Connects over QUIC to the first of the stub's addresses that answers.
     pub async fn dial_quic(&self) -> Result<Connection, DialError> {
-        self.first_address(|address| self.quic.dial(address, self.stub.host())).await
+        self.first_address(|address| self.quic.dial(address, self.stub.name().host())).await
     }
 
     async fn dial_tcp(&self) -> Result<Connection, DialError> {
         let Some(proxy) = &self.proxy else {
-            return self.first_address(|address| self.tcp.dial(address, self.stub.host())).await;
+            return self.first_address(|address| self.tcp.dial(address, self.stub.name().host())).await;
         };
         // The proxy looks the name up: inside, names of the outside are often unknown.
         let connecting = async {
-            let socket = proxy.connect(self.stub.host(), self.stub.port()).await?;
-            Ok(self.tcp.handshake(socket, self.stub.host()).await?)
+            let socket = proxy.connect(&self.stub.host_for_proxy(), self.stub.name().port()).await?;
+            Ok(self.tcp.handshake(socket, self.stub.name().host()).await?)
         };
         timeout(PATIENCE, connecting).await.unwrap_or(Err(ConnectionEnd::TimedOut.into()))
     }
@@ -165,7 +166,7 @@ impl Dialer {
         F: Future<Output = Result<Connection, ConnectionEnd>>,
     {
         let mut last = ConnectionEnd::TimedOut;
-        for address in self.stub.resolve(PATIENCE).await? {
+        for address in self.stub.addresses(PATIENCE).await? {
             match timeout(PATIENCE, dial(address)).await.unwrap_or(Err(ConnectionEnd::TimedOut)) {
                 Ok(connection) => return Ok(connection),
                 Err(end) => last = end,

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::address::StubAddress;
 use super::dial::{CarrierSettings, DialError, DialTls, Dialer};
+use super::target::Target;
 use crate::carrier::{Connection, FrameReceiver, FrameSender, QuicSettings, ReceiveError, SendError};
 use crate::pki::{
     AgentCredentials, AgentKey, AgentState, AgentStateError, JoinToken, TlsError, enrollment_client_config,
@@ -25,6 +26,9 @@ pub enum JoinError {
         /// Why.
         error: DialError,
     },
+    /// There is nowhere to join.
+    #[error("no address of a stub is given")]
+    NoStub,
     /// No answer.
     #[error("the stub did not answer the join request within {} s", PATIENCE.as_secs())]
     TimedOut,
@@ -73,7 +77,7 @@ pub async fn join(
         quic: enrollment_client_config(token.authority())?,
         tcp: tcp_enrollment_client_config(token.authority())?,
     };
-    let dialer = Dialer::new(stub, carrier, tls, &QuicSettings::default())?;
+    let dialer = Dialer::new(&Target::any(stub.clone()), carrier, tls, &QuicSettings::default())?;
     let connection = dialer.dial().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
     let request = Enroll { token: token.to_string(), request: key.signing_request()?.to_vec().into() };
     let result = timeout(PATIENCE, exchange(&connection, request)).await.map_err(|_elapsed| JoinError::TimedOut);

@@ -1,4 +1,4 @@
-//! An agent's tie to its stub: one connection, or two while it moves from TCP to QUIC.
+//! An agent's tie to one stub: one connection, or several while it moves from one to a better one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,26 +8,71 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{CarrierChoice, DialTls, Dialer};
+use super::backoff::Backoff;
+use super::dial::{CarrierChoice, DialError, DialTls, Dialer};
+use super::presence::Presence;
 use super::session::{Session, SessionEnd};
+use super::target::Target;
 use super::upstream::Health;
 use super::{Agent, AgentError, is_expired, network};
 use crate::carrier::Connection;
 use crate::pki::{AgentCredentials, tcp_tunnel_client_config, tunnel_client_config};
-use crate::wire::{Carrier, Hello, Welcome};
+use crate::wire::{Carrier, ErrorCode, Hello, Welcome};
 
-/// How long a stub does not answer before the agent tries whether it answers on another connection, and between tries.
-const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+/// How long a stub has to be suspect before the agent tries whether it answers on another connection.
+const SUSPECT_FOR: Duration = Duration::from_secs(2);
+
+/// Between such tries.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long an old connection has to answer once a new one does: several heartbeats.
 const ANSWER_AGAIN: Duration = Duration::from_secs(3);
 
-/// Connects an agent to its stub, again and again.
+/// Between attempts to leave a stub that is about to stop: at most a second at first, so that its agents do not come as one
+/// herd.
+const FIRST_LEAVING_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_LEAVING_WAIT: Duration = Duration::from_secs(10);
+
+/// What the links to all stubs share.
+#[derive(Debug, Clone)]
+pub struct LinkContext<'a> {
+    /// The agent.
+    pub agent: &'a Agent,
+    /// To which stubs it is connected.
+    pub presence: Presence,
+    /// When it is time to stop.
+    pub shutdown: CancellationToken,
+    credentials: Arc<AgentCredentials>,
+    /// Made once for the process, so that a stub tells a reconnect from another process.
+    instance: u64,
+    health: watch::Receiver<Health>,
+}
+
+impl<'a> LinkContext<'a> {
+    /// Connects `agent` with `credentials`, or what they are renewed to.
+    pub fn new(
+        agent: &'a Agent,
+        credentials: AgentCredentials,
+        health: watch::Receiver<Health>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let credentials = Arc::new(credentials);
+        Self { agent, presence: Presence::default(), shutdown, credentials, instance: rand::random(), health }
+    }
+
+    /// The same for one link, which `stop` ends.
+    pub fn for_link(&self, stop: CancellationToken) -> Self {
+        Self { shutdown: stop, ..self.clone() }
+    }
+}
+
+/// Connects an agent to one stub, again and again.
 #[derive(Debug)]
 pub struct Link<'a> {
     agent: &'a Agent,
+    target: Target,
+    presence: Presence,
     credentials: Arc<AgentCredentials>,
-    /// Made once for the process, so that the stub tells a reconnect from another process.
     instance: u64,
     health: watch::Receiver<Health>,
     shutdown: CancellationToken,
@@ -39,25 +84,39 @@ pub struct Link<'a> {
 #[derive(Debug)]
 struct Running {
     task: JoinHandle<SessionEnd>,
-    carrier: Carrier,
-    replaced: CancellationToken,
+    tie: Tie,
     welcomed: oneshot::Receiver<()>,
 }
 
+/// What is known of a session from outside.
+#[derive(Debug)]
+struct Tie {
+    connection: Connection,
+    /// To be cancelled when another connection takes the new requests.
+    replaced: CancellationToken,
+    /// Cancelled when the stub is about to stop.
+    told_to_leave: CancellationToken,
+}
+
+/// What takes the place of a connection.
+enum Successor {
+    /// A better connection to the same stub, and why it is better.
+    Better(Connection, &'static str),
+    /// A connection to another stub, as this one is about to stop.
+    Elsewhere(Connection),
+    /// None: the stub knows nothing of the old connection any more.
+    Nothing,
+}
+
 impl<'a> Link<'a> {
-    /// Connects `agent` with `credentials`, or what they are renewed to.
-    pub fn new(
-        agent: &'a Agent,
-        credentials: AgentCredentials,
-        health: watch::Receiver<Health>,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let (credentials, replaced) = (Arc::new(credentials), JoinSet::new());
-        Self { agent, credentials, instance: rand::random(), health, shutdown, replaced }
+    /// Connects to the stub at `target`.
+    pub fn new(target: Target, context: LinkContext<'a>) -> Self {
+        let LinkContext { agent, presence, shutdown, credentials, instance, health } = context;
+        Self { agent, target, presence, credentials, instance, health, shutdown, replaced: JoinSet::new() }
     }
 
-    /// Connects once, and stays so for as long as it goes well. An agent that has to do with TCP moves to QUIC as soon as
-    /// that gets through: new requests first, and those that are open end where they are.
+    /// Connects once, and stays so for as long as it goes well. When there is a better connection to be had it moves there:
+    /// new requests first, and those that are open end where they are.
     pub async fn run(&mut self) -> Result<SessionEnd, AgentError> {
         let dialer = self.dialer()?;
         if is_expired(&self.credentials) {
@@ -67,28 +126,38 @@ impl<'a> Link<'a> {
             None => return Ok(SessionEnd::Stopped),
             // What is wrong now, a name that is unknown for instance, may be right later.
             Some(Err(error)) => return Ok(error.into()),
-            Some(Ok(connection)) => self.start(connection, dialer),
+            Some(Ok(connection)) => self.start(connection),
         };
-        while current.carrier == Carrier::Tcp && self.agent.config.carrier.choice == CarrierChoice::Auto {
-            let (better, dialer) = tokio::select! {
+        loop {
+            let successor = tokio::select! {
                 end = &mut current.task => return Ok(ended(end)),
-                better = self.next_over_quic() => better?,
+                successor = self.successor(&current.tie) => successor?,
             };
-            let mut next = self.start(better, dialer);
+            let (connection, why) = match successor {
+                Successor::Better(connection, why) => (connection, Some(why)),
+                Successor::Elsewhere(connection) => (connection, None),
+                Successor::Nothing => {
+                    current.tie.connection.close(ErrorCode::NoError, "the agent has given the connection up");
+                    return Ok(SessionEnd::Abandoned);
+                }
+            };
+            let mut next = self.start(connection);
             if (&mut next.welcomed).await.is_err() {
-                tracing::debug!(
-                    "QUIC got through, but the stub did not take the connection: {}",
-                    ended((&mut next.task).await)
-                );
+                tracing::debug!("the stub did not take a new connection: {}", ended((&mut next.task).await));
                 continue;
             }
-            tracing::info!(stub = %self.agent.config.stub, "moved from TCP to QUIC; open requests end where they are");
-            current.replaced.cancel();
+            match why {
+                Some(why) => {
+                    tracing::info!(stub = %self.target, "{why}; open requests end where they are");
+                    current.tie.replaced.cancel();
+                }
+                // It is the stub that ends the old connection: until then it may still have requests.
+                None => tracing::info!(stub = %self.target, "connected to another stub before this one stops"),
+            }
             while self.replaced.try_join_next().is_some() {}
             let mut left = std::mem::replace(&mut current, next);
             self.replaced.spawn(async move { ended((&mut left.task).await) });
         }
-        Ok(ended((&mut current.task).await))
     }
 
     /// Waits for the last requests on connections that have been replaced. They end in time only at a shutdown.
@@ -96,15 +165,40 @@ impl<'a> Link<'a> {
         while self.replaced.join_next().await.is_some() {}
     }
 
-    /// Tries QUIC now and then until it gets through.
-    async fn next_over_quic(&mut self) -> Result<(Connection, Dialer), AgentError> {
+    /// Waits until there is something better than the connection of `tie`.
+    async fn successor(&mut self, tie: &Tie) -> Result<Successor, AgentError> {
+        let carrier = self.agent.config.carrier.clone();
+        let may_move_to_quic = tie.connection.carrier() == Carrier::Tcp && carrier.choice == CarrierChoice::Auto;
+        let mut leaving = Backoff::new(FIRST_LEAVING_WAIT, LONGEST_LEAVING_WAIT);
+        let mut silence = SUSPECT_FOR;
         loop {
-            tokio::time::sleep(self.agent.config.carrier.probe_interval.mul_f64(0.75 + rand::random::<f64>() / 2.0))
-                .await;
-            let dialer = self.dialer()?;
-            match dialer.dial_quic().await {
-                Ok(connection) => return Ok((connection, dialer)),
-                Err(error) => tracing::debug!("QUIC does still not get through: {error}"),
+            let leave = async {
+                tie.told_to_leave.cancelled().await;
+                tokio::time::sleep(leaving.next_wait(rand::random())).await;
+            };
+            let probe = tokio::time::sleep(carrier.probe_interval.mul_f64(0.75 + rand::random::<f64>() / 2.0));
+            let (attempt, what) = tokio::select! {
+                () = leave => {
+                    (self.dialer()?.dial().await.map(Successor::Elsewhere), "no other stub answers")
+                }
+                () = probe, if may_move_to_quic => {
+                    let attempt = self.dialer()?.dial_quic().await;
+                    let better = |connection| Successor::Better(connection, "moved from TCP to QUIC");
+                    (attempt.map(better), "QUIC does still not get through")
+                }
+                () = tie.connection.silent_for(silence) => {
+                    silence += TRY_AGAIN;
+                    let dialer = self.dialer()?;
+                    match answered_elsewhere(&tie.connection, &dialer).await {
+                        Ok(None) => continue,
+                        Ok(Some(successor)) => (Ok(successor), ""),
+                        Err(error) => (Err(error), "the stub answers on no other connection"),
+                    }
+                }
+            };
+            match attempt {
+                Ok(successor) => return Ok(successor),
+                Err(error) => tracing::debug!("{what}: {error}"),
             }
         }
     }
@@ -119,18 +213,24 @@ impl<'a> Link<'a> {
             tcp: tcp_tunnel_client_config(&self.credentials)?,
         };
         let config = &self.agent.config;
-        Ok(Dialer::new(&config.stub, &config.carrier, tls, &config.quic)?)
+        Ok(Dialer::new(&self.target, &config.carrier, tls, &config.quic)?)
     }
 
-    fn start(&self, connection: Connection, dialer: Dialer) -> Running {
+    fn start(&self, connection: Connection) -> Running {
         let identity = self.credentials.identity().clone();
+        let told = self.presence.beside(&self.target);
         let hello = Hello {
             cluster: identity.cluster.clone(),
             instance: self.instance,
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
             auth_mode: self.agent.config.auth_mode,
+            connected_stubs: told.clone(),
         };
-        let replaced = CancellationToken::new();
+        let tie = Tie {
+            connection: connection.clone(),
+            replaced: CancellationToken::new(),
+            told_to_leave: CancellationToken::new(),
+        };
         let session = Session {
             shared: self.agent.shared.clone(),
             state: self.agent.state.clone(),
@@ -138,13 +238,16 @@ impl<'a> Link<'a> {
             hello,
             health: self.health.clone(),
             shutdown: self.shutdown.clone(),
-            replaced: replaced.clone(),
+            replaced: tie.replaced.clone(),
+            told_to_leave: tie.told_to_leave.clone(),
             drain_timeout: self.agent.config.drain_timeout,
         };
         let (tell, welcomed) = oneshot::channel();
         let carrier = connection.carrier();
         let address = connection.remote_address();
+        let (presence, target) = (self.presence.clone(), self.target.clone());
         let on_welcome = move |welcome: &Welcome| {
+            presence.enter(&target, &told, welcome).map_err(SessionEnd::SameStub)?;
             tracing::info!(
                 stub = %welcome.stub,
                 %address,
@@ -155,6 +258,7 @@ impl<'a> Link<'a> {
             );
             // Nobody waits for it on the first connection.
             let _ = tell.send(());
+            Ok(())
         };
         let task = tokio::spawn(async move {
             let session = session.run(connection.clone(), on_welcome);
@@ -163,27 +267,31 @@ impl<'a> Link<'a> {
                 Carrier::Quic => tokio::select! {
                     end = session => end,
                     never = network::follow(&connection) => match never {},
-                    end = abandoned(&connection, &dialer) => end,
                 },
             }
         });
-        Running { task, carrier, replaced, welcomed }
+        Running { task, tie, welcomed }
     }
 }
 
-/// Waits until the stub does not answer on `connection`, and does answer on a new one: then it knows nothing of
-/// `connection` any more, and no patience brings it back.
-async fn abandoned(connection: &Connection, dialer: &Dialer) -> SessionEnd {
-    let mut silence = ABANDONED_AFTER;
-    loop {
-        connection.silent_for(silence).await;
-        let attempt = dialer.dial_quic().await;
-        // The network may have come back only now, for both connections.
-        if attempt.is_ok() && timeout(ANSWER_AGAIN, connection.answers()).await.is_err() {
-            return SessionEnd::Abandoned;
-        }
-        silence += ABANDONED_AFTER;
+/// Seeks a connection on which the stub answers while it does not on `silent`; `None` when it answers there again.
+///
+/// Over QUIC it would answer on both, if it knew both: then it has forgotten the silent one, and no patience brings that
+/// back. Over TCP it may be the network that lets no UDP pass for the moment: what is open on the silent one waits.
+async fn answered_elsewhere(silent: &Connection, dialer: &Dialer) -> Result<Option<Successor>, DialError> {
+    let connection = tokio::select! {
+        () = silent.answers() => return Ok(None),
+        attempt = dialer.dial() => attempt?,
+    };
+    // The network may have come back only now, for both connections.
+    if timeout(ANSWER_AGAIN, silent.answers()).await.is_ok() {
+        connection.close(ErrorCode::NoError, "the other connection answers again");
+        return Ok(None);
     }
+    Ok(Some(match connection.carrier() {
+        Carrier::Quic => Successor::Nothing,
+        Carrier::Tcp => Successor::Better(connection, "QUIC does not get through any more; moved to TCP"),
+    }))
 }
 
 impl Drop for Running {

@@ -1,6 +1,6 @@
-//! The private side of the tunnel: dials the stub and makes its requests at the cluster's API server.
+//! The private side of the tunnel: dials the stubs and makes their requests at the cluster's API server.
 //!
-//! [`Agent::run`] stays connected; `request::serve` is the life of one request from top to bottom.
+//! [`Agent::run`] stays connected to all of them; `request::serve` is the life of one request from top to bottom.
 
 mod access;
 mod address;
@@ -8,18 +8,22 @@ mod backoff;
 mod dial;
 mod forward;
 mod join;
+mod known_stubs;
 mod link;
 mod network;
 mod network_changes;
+mod presence;
 mod proxy;
 mod request;
 mod session;
 mod shared;
+mod stubs;
+mod target;
 mod upstream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,25 +32,25 @@ pub use address::{AddressError, StubAddress};
 pub use dial::{CarrierChoice, CarrierSettings, DialError};
 pub use forward::{AddressPattern, ForwardPolicy, InvalidAddressPattern};
 pub use join::JoinError;
-pub use proxy::{Proxy, ProxyError};
+pub use proxy::{Proxy, ProxyError, ProxySettings};
 pub use upstream::UpstreamConfigError;
 
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
-use crate::wire::{AuthMode, ErrorCode};
+use crate::wire::AuthMode;
 use backoff::Backoff;
-use link::Link;
-use session::SessionEnd;
+use link::LinkContext;
 use shared::Shared;
+use stubs::Stubs;
 use upstream::{Health, Upstream, watch_health};
 
 /// What an agent needs to know.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// Where the stub is.
-    pub stub: StubAddress,
+    /// Where stubs are. They may name others; the agent is connected to all of them.
+    pub stubs: Vec<StubAddress>,
     /// What the agent joins with. Not needed once it has joined.
     pub token: Option<JoinToken>,
     /// Where the agent keeps its key and certificate.
@@ -111,16 +115,6 @@ pub enum AgentError {
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// A session that lasted this long was a success: the next attempt comes soon.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
-
-/// The least wait after the stub took another connection for this agent: two processes with one key would otherwise
-/// throw each other out again and again.
-const SUPERSEDED_WAIT: Duration = Duration::from_secs(60);
-
-/// The least wait after the stub did not accept the agent's certificate; nothing changes that quickly.
-const REJECTED_WAIT: Duration = Duration::from_secs(30);
-
 impl Agent {
     /// Prepares everything; nothing is dialled yet.
     pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
@@ -142,13 +136,15 @@ impl Agent {
     ///
     /// Only what trying again cannot mend: no token, a token that is refused, files that cannot be used.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
-        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None });
+        let (health, health_seen) = watch::channel(Health { latency: Duration::ZERO, error: None, uid: None });
         let checks = tokio::spawn(watch_health(self.shared.upstream.clone(), health));
         let result = shutdown.run_until_cancelled(self.joined()).await;
         let result = match result {
             None => Ok(()),
             Some(Err(error)) => Err(error),
-            Some(Ok(credentials)) => self.stay_connected(credentials, health_seen, shutdown).await,
+            Some(Ok(credentials)) => {
+                Stubs::new(LinkContext::new(&self, credentials, health_seen, shutdown)).stay_connected().await
+            }
         };
         checks.abort();
         result
@@ -164,7 +160,7 @@ impl Agent {
         let token = self.config.token.as_ref().ok_or(without_token)?;
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            match join::join(&self.config.stub, &self.config.carrier, token, &self.state).await {
+            match self.join_at_any(token).await {
                 Ok(credentials) => {
                     let identity = credentials.identity();
                     tracing::info!(cluster = %identity.cluster, agent = %identity.agent, "joined");
@@ -180,44 +176,21 @@ impl Agent {
         }
     }
 
-    async fn stay_connected(
-        &self,
-        credentials: AgentCredentials,
-        health: watch::Receiver<Health>,
-        shutdown: CancellationToken,
-    ) -> Result<(), AgentError> {
-        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        let mut link = Link::new(self, credentials, health, shutdown.clone());
-        loop {
-            let began = Instant::now();
-            let end = link.run().await?;
-            if matches!(end, SessionEnd::Stopped) {
-                break;
-            }
-            tracing::warn!(stub = %self.config.stub, "disconnected: {end}");
-            if began.elapsed() > STABLE_AFTER {
-                backoff.reset();
-            }
-            let wait = least_wait(&end) + backoff.next_wait(rand::random());
-            tracing::info!("connecting again in {} ms", wait.as_millis());
-            if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                break;
+    /// Any stub will do. Only the last one's word counts where the others did not answer.
+    async fn join_at_any(&self, token: &JoinToken) -> Result<AgentCredentials, JoinError> {
+        let mut result = Err(JoinError::NoStub);
+        for stub in &self.config.stubs {
+            result = join::join(stub, &self.config.carrier, token, &self.state).await;
+            match &result {
+                Err(error) if error.is_temporary() => tracing::debug!(%stub, "{error}"),
+                _ => break,
             }
         }
-        link.wait_for_replaced().await;
-        Ok(())
+        result
     }
 }
 
 /// Whether the stub will not accept them any more.
 fn is_expired(credentials: &AgentCredentials) -> bool {
     SystemTime::now() > credentials.not_after()
-}
-
-fn least_wait(end: &SessionEnd) -> Duration {
-    match end.closed_by_stub() {
-        Some(ErrorCode::Superseded) => SUPERSEDED_WAIT,
-        Some(ErrorCode::IdentityRejected) => REJECTED_WAIT,
-        _ => Duration::ZERO,
-    }
 }

@@ -21,6 +21,13 @@ pub struct Proxy {
     authorization: Option<String>,
 }
 
+/// Which connections go through a proxy. Default: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProxySettings {
+    proxy: Option<Proxy>,
+    exceptions: String,
+}
+
 /// Why a connection could not be made through a proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -58,20 +65,25 @@ pub enum ProxyError {
 /// The longest head of an answer that is read, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-impl Proxy {
-    /// The proxy that the environment has for connections to `host` and `port`. `HTTPS_PROXY` goes before `https_proxy`,
-    /// as in Go.
+impl ProxySettings {
+    /// Those of the environment. `HTTPS_PROXY` goes before `https_proxy`, as in Go.
     ///
     /// # Errors
     ///
     /// [`ProxyError::Invalid`].
-    pub fn from_environment(host: &str, port: u16) -> Result<Option<Self>, ProxyError> {
+    pub fn from_environment() -> Result<Self, ProxyError> {
         let variable = |names: [&str; 2]| names.into_iter().find_map(|name| std::env::var(name).ok().filter(is_text));
-        let Some(text) = variable(["HTTPS_PROXY", "https_proxy"]) else { return Ok(None) };
-        let exceptions = variable(["NO_PROXY", "no_proxy"]).unwrap_or_default();
-        if is_exception(&exceptions, host, port) { Ok(None) } else { text.parse().map(Some) }
+        let proxy = variable(["HTTPS_PROXY", "https_proxy"]).map(|text| text.parse()).transpose()?;
+        Ok(Self { proxy, exceptions: variable(["NO_PROXY", "no_proxy"]).unwrap_or_default() })
     }
 
+    /// The proxy for connections to `host` and `port`.
+    pub fn proxy_for(&self, host: &str, port: u16) -> Option<&Proxy> {
+        self.proxy.as_ref().filter(|_| !is_exception(&self.exceptions, host, port))
+    }
+}
+
+impl Proxy {
     /// A connection to `host` and `port`, made by the proxy. Bound it with a deadline.
     pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ProxyError> {
         let unreachable = |source| ProxyError::Unreachable { proxy: self.to_string(), source };

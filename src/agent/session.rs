@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::dial::DialError;
 use super::request;
 use super::shared::Shared;
+use super::target::Target;
 use super::upstream::Health;
 use crate::carrier::{Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError};
 use crate::pki::{AgentCredentials, AgentKey, AgentState};
@@ -38,6 +39,8 @@ pub struct Session {
     /// When a better connection has taken this one's place: no more requests come here, and those that are here end when
     /// they end.
     pub replaced: CancellationToken,
+    /// Cancelled when the stub says that it is about to stop.
+    pub told_to_leave: CancellationToken,
     /// How long requests may take to end at a stop.
     pub drain_timeout: Duration,
 }
@@ -51,6 +54,9 @@ pub enum SessionEnd {
     /// A better connection has taken the place of this one, and the last request here has ended.
     #[error("another connection has taken its place")]
     Replaced,
+    /// Another link of this agent is connected to the same stub, at the target that is given.
+    #[error("the same stub is connected as {0} already")]
+    SameStub(Target),
     /// There was no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -125,8 +131,12 @@ impl Leaving {
 }
 
 impl Session {
-    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent.
-    pub async fn run(mut self, connection: Connection, welcomed: impl FnOnce(&Welcome)) -> SessionEnd {
+    /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent, and may end it.
+    pub async fn run(
+        mut self,
+        connection: Connection,
+        welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
+    ) -> SessionEnd {
         match self.serve(&connection, welcomed).await {
             Ok(leaving) => {
                 connection.close_and_drain(ErrorCode::NoError, leaving.reason(), CLOSE_TIMEOUT).await;
@@ -147,7 +157,11 @@ impl Session {
     }
 
     /// Ends well only when the agent leaves by itself.
-    async fn serve(&mut self, connection: &Connection, welcomed: impl FnOnce(&Welcome)) -> Result<Leaving, SessionEnd> {
+    async fn serve(
+        &mut self,
+        connection: &Connection,
+        welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
+    ) -> Result<Leaving, SessionEnd> {
         let (send, recv) = connection.open().await?;
         let mut sender = FrameSender::open(send, StreamKind::Control);
         let mut receiver = FrameReceiver::new(recv, FrameReader::for_opened_control());
@@ -157,7 +171,7 @@ impl Session {
             Some(Frame::Refused(refused)) => return Err(SessionEnd::Refused(refused.reason)),
             _ => return Err(SessionEnd::ControlStreamEnded),
         };
-        welcomed(&welcome);
+        welcomed(&welcome)?;
         let streams = RequestStreams::new(connection.clone(), self.shared.clone());
         let accepting = streams.accept();
         let talking = self.talk(&mut sender, &mut receiver, &streams, welcome.report_interval);
@@ -201,7 +215,10 @@ impl Session {
                             renewal_at = Instant::now() + renewal.next_check(SystemTime::now());
                         }
                         Some(Frame::Refused(refused)) => renewal.refused(&refused),
-                        Some(Frame::Drain(drain)) => tracing::info!("the stub is about to stop: {}", drain.reason),
+                        Some(Frame::Drain(drain)) => {
+                            tracing::info!("the stub is about to stop: {}", drain.reason);
+                            self.told_to_leave.cancel();
+                        }
                         Some(_) => {}
                         None => return Err(SessionEnd::ControlStreamEnded),
                     }
@@ -210,7 +227,7 @@ impl Session {
             }
             report_at = Instant::now() + report_interval;
             let report = report(&self.health.borrow_and_update(), streams.open());
-            reported = Some(report.upstream_error.clone());
+            reported = Some((report.upstream_error.clone(), report.api_server.clone()));
             sender.send(&Frame::Report(report)).await?;
         }
     }
@@ -246,9 +263,12 @@ impl Session {
     }
 }
 
-/// Waits until the API server is worse or better than the last report said. Its latency alone is no news.
-async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<String>) {
-    let news = |health: &Health| Some(health.error.as_deref().unwrap_or_default()) != reported.as_deref();
+/// Waits until the API server is worse, better or another than the last report said. Its latency alone is no news.
+async fn changed(health: &mut watch::Receiver<Health>, reported: &Option<(String, Option<Arc<str>>)>) {
+    let news = |health: &Health| match reported {
+        Some((error, uid)) => health.error.as_deref().unwrap_or_default() != error || health.uid != *uid,
+        None => true,
+    };
     if health.wait_for(news).await.is_err() {
         std::future::pending().await
     }
@@ -260,6 +280,7 @@ fn report(health: &Health, open_streams: usize) -> Report {
         upstream_healthy: health.error.is_none(),
         upstream_latency: health.latency,
         upstream_error: health.error.clone().unwrap_or_default(),
+        api_server: health.uid.clone(),
     }
 }
 

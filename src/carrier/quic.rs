@@ -216,7 +216,7 @@ impl IncomingConnection {
         }
     }
 
-    /// Refuses the attempt.
+    /// Tells the peer that there is no connection to be had.
     pub fn refuse(self) {
         self.incoming.refuse();
     }

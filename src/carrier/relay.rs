@@ -16,6 +16,12 @@ pub trait Disconnect {
     fn disconnect(&mut self);
 }
 
+impl<S: Disconnect + ?Sized> Disconnect for &mut S {
+    fn disconnect(&mut self) {
+        (**self).disconnect();
+    }
+}
+
 impl Disconnect for TcpStream {
     /// RST: a FIN could make what was broken off pass for a whole.
     fn disconnect(&mut self) {

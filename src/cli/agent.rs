@@ -11,7 +11,8 @@ use serde::Deserialize;
 use super::args::{AgentArgs, AgentAuth, AgentCarrier, UpstreamArgs};
 use super::{CommandResult, shutdown_on_signal};
 use crate::agent::{
-    AddressPattern, Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, Proxy, StubAddress,
+    AddressError, AddressPattern, Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, ProxySettings,
+    StubAddress,
 };
 use crate::carrier::{CongestionControl, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
@@ -31,7 +32,7 @@ pub async fn run(args: AgentArgs) -> CommandResult {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 struct AgentFile {
-    stub: Option<String>,
+    stub: StubList,
     token: Option<String>,
     state_dir: Option<PathBuf>,
     auth: Option<AgentAuth>,
@@ -51,10 +52,37 @@ struct AgentFile {
     congestion: Option<CongestionControl>,
 }
 
+/// The key `stub`: one address, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum StubList {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for StubList {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl StubList {
+    fn parse(self) -> Result<Vec<StubAddress>, AddressError> {
+        let texts = match self {
+            Self::One(text) => vec![text],
+            Self::Several(texts) => texts,
+        };
+        texts.iter().map(|text| text.parse()).collect()
+    }
+}
+
 /// Flags and environment over the settings file.
 fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
     let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-    let stub: Option<StubAddress> = file.stub.map(|text| text.parse()).transpose()?;
+    let stubs = if args.stub.is_empty() { file.stub.parse()? } else { args.stub };
+    if stubs.is_empty() {
+        bail!("--stub HOST:PORT is missing: where is the stub?");
+    }
     let token: Option<JoinToken> = file.token.map(|text| text.parse()).transpose()?;
     let upstream = match args.upstream.is_given() {
         true => args.upstream,
@@ -73,7 +101,6 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
         flag.or(key).map_or(default, |duration| duration.unsigned_abs())
     };
     let quic = QuicSettings::default();
-    let stub = args.stub.or(stub).context("--stub HOST:PORT is missing: where is the stub?")?;
     let carrier = CarrierSettings {
         choice: match args.carrier.or(file.carrier) {
             Some(AgentCarrier::Quic) => CarrierChoice::Quic,
@@ -81,10 +108,10 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
             Some(AgentCarrier::Auto) | None => CarrierChoice::Auto,
         },
         probe_interval: duration(args.probe_interval, file.probe_interval, CarrierSettings::default().probe_interval),
-        proxy: Proxy::from_environment(stub.host(), stub.port())?,
+        proxy: ProxySettings::from_environment()?,
     };
     Ok(AgentConfig {
-        stub,
+        stubs,
         carrier,
         token: args.token.or(token),
         state_dir: args

@@ -15,7 +15,7 @@ use crate::wire::ClusterId;
 /// Issues a certificate and prints a kubeconfig with it.
 pub fn run(args: &KubeconfigArgs) -> CommandResult {
     let (config, keys) = super::stub::load(&args.config)?;
-    let known = KnownClusters::new(&config.state_dir).all().context("cannot read the list of clusters")?;
+    let known = KnownClusters::new(keys.store().clone()).all().context("cannot read the list of clusters")?;
     if !known.contains(&args.cluster) {
         let known = known.iter().map(ClusterId::as_str).collect::<Vec<_>>().join(", ");
         let known = if known.is_empty() { "none yet".to_owned() } else { known };

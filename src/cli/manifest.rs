@@ -210,6 +210,11 @@ rules:
 - apiGroups: [authorization.k8s.io]
   resources: [subjectaccessreviews]
   verbs: [create]
+# Which cluster this is: the UID of kube-system tells it from others, so that no two are ever served as one.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
+  resourceNames: [kube-system]
 "#,
         role = quoted(&role_name(args)),
         impersonation = impersonation_rules(args),
@@ -376,7 +381,7 @@ spec:
         namespace = quoted(&args.namespace),
         replicas = args.replicas,
         image = quoted(&args.image.0),
-        stub = quoted(&args.stub),
+        stub = quoted(&args.stub.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
     )
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::args::{StubInitArgs, StubRunArgs};
 use super::{CommandResult, shutdown_on_signal};
-use crate::pki::{HostName, StubKeys, private_file};
+use crate::pki::{DirectoryStore, HostName, StubKeys, private_file};
 use crate::stub::{Stub, StubConfig};
 
 /// The settings file in a stub's directory.
@@ -23,7 +23,8 @@ pub fn init(args: &StubInitArgs) -> CommandResult {
     if settings.exists() {
         bail!("{} exists already; nothing was changed. Choose another --dir, or remove it first", settings.display());
     }
-    StubKeys::create(&args.dir, &args.host, args.base_domain.as_ref(), SystemTime::now())?;
+    let store = Arc::new(DirectoryStore::new(&args.dir));
+    StubKeys::create(store, &args.host, args.base_domain.as_ref(), SystemTime::now())?;
     private_file::write_new(&settings, settings_text(args).as_bytes())?;
     let path = settings.display();
     println!("Made keys and settings for a stub in {}.", args.dir.display());
@@ -70,7 +71,7 @@ fn reload_on_hangup(reload: Arc<Notify>) -> anyhow::Result<()> {
 /// Whether `path` is a stub's settings file, loaded.
 pub fn load(path: &Path) -> anyhow::Result<(StubConfig, StubKeys)> {
     let config = StubConfig::load(path)?;
-    let keys = StubKeys::load(&config.state_dir, SystemTime::now())?;
+    let keys = StubKeys::load(config.open_store()?, SystemTime::now())?;
     Ok((config, keys))
 }
 
@@ -145,6 +146,11 @@ sink = "none"
 # idle_timeout = "5m"
 # Bytes that one stream may have in flight towards the stub: 16 MiB are 1 Gbit/s at 100 ms. At least 256 KiB over TCP.
 # stream_window = 16777216
+# Which of several healthy agents takes the next request:
+# least-streams:      the one with fewer open requests of two chosen at random.
+# random-round-robin: each in its turn.
+# lowest-latency:     mostly one from which answers come soon: round trip to its API server, times its open requests.
+# selector = "least-streams"
 # How congestion on the way to agents is controlled: cubic, or bbr, which is new and does not
 # take every lost packet for congestion.
 # congestion = "cubic"
@@ -189,7 +195,9 @@ sink = "none"
 # response_timeout = "10m"
 # While an agent's connection does not answer, how long a request is waited for whose answer has not begun.
 # silence_timeout = "30s"
-# At a stop, how long requests may take to end.
+# At a stop, how long the stub still takes requests when it is not ready any more: as long as load balancers need to notice.
+# drain_delay = "1s"
+# After that, how long requests may take to end.
 # shutdown_timeout = "10s"
 "#
     )

@@ -15,7 +15,7 @@ pub fn create(args: &TokenCreateArgs) -> CommandResult {
     let ttl = args.ttl.try_into().ok().filter(|ttl: &std::time::Duration| !ttl.is_zero());
     let ttl = ttl.context("--ttl has to be longer than nothing, for example 1h")?;
     let token = keys.tokens().create(&args.cluster, ttl, args.uses, SystemTime::now())?;
-    KnownClusters::new(&config.state_dir)
+    KnownClusters::new(keys.store().clone())
         .add(&args.cluster)
         .with_context(|| format!("cannot note that cluster \"{}\" exists", args.cluster))?;
     match args.output {

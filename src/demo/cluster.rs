@@ -71,6 +71,7 @@ impl SampleCluster {
         let api = SampleApi::builder()
             .token(&agent_token, AGENT, &["system:serviceaccounts", "system:authenticated"])
             .impersonator(AGENT)
+            .rule(Rule::for_user(AGENT).verbs(&["get"]).resources(&["namespaces"]).resource_names(&["kube-system"]))
             .token(&admin_token, "sample-admin", &["system:masters"])
             .rule(everything_for(USERS))
             .rule(Rule::for_group(IMPERSONATORS).verbs(&["impersonate"]).resources(&["users", "groups"]))

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
@@ -16,7 +17,10 @@ use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings
 use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
-use crate::pki::{AuthorityError, FileError, HostName, JoinToken, StoreError, StubKeys, StubKeysError, private_file};
+use crate::pki::{
+    AuthorityError, DirectoryStore, FileError, HostName, JoinToken, StoreError, StubKeys, StubKeysError, TokenError,
+    private_file,
+};
 use crate::stub::admin::{self, StatusError};
 use crate::stub::{KnownClusters, StartError, Stub, StubConfig};
 use crate::wire::{AuthMode, ClusterId};
@@ -83,7 +87,10 @@ pub enum DemoError {
     User(#[from] AuthorityError),
     /// The join token.
     #[error("the join token: {0}")]
-    Token(#[from] StoreError),
+    Token(#[from] TokenError),
+    /// The list of clusters.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The stub.
     #[error(transparent)]
     Stub(StartError),
@@ -135,9 +142,10 @@ impl DemoTunnel {
         let directory = ScratchDirectory::create("qtunnel-demo").map_err(DemoError::Directory)?;
         let stub_directory = directory.path().join("stub");
         let loopback = [HostName::Ip(Ipv4Addr::LOCALHOST.into())];
-        let keys = StubKeys::create(&stub_directory, &loopback, None, SystemTime::now())?;
+        let keys =
+            StubKeys::create(Arc::new(DirectoryStore::new(&stub_directory)), &loopback, None, SystemTime::now())?;
         let token = keys.tokens().create(&cluster_id(), TOKEN_TTL, 1, SystemTime::now())?;
-        KnownClusters::new(&stub_directory).add(&cluster_id())?;
+        KnownClusters::new(keys.store().clone()).add(&cluster_id())?;
 
         let mut config: StubConfig = toml::from_str(&settings(port))?;
         config.state_dir.clone_from(&stub_directory);
@@ -251,6 +259,7 @@ public_address = "127.0.0.1:{port}"
 mode = "allow-all"
 
 [limits]
+drain_delay = "0s"
 shutdown_timeout = "{DRAIN_TIMEOUT:?}"
 "#
     )
@@ -293,7 +302,7 @@ fn agent_config(
     upstream: Upstream,
 ) -> Result<AgentConfig, AddressError> {
     Ok(AgentConfig {
-        stub: stub.to_string().parse()?,
+        stubs: vec![stub.to_string().parse()?],
         token: Some(token),
         state_dir,
         upstream,

@@ -1,6 +1,6 @@
 //! What is Kubernetes: how its API server reads a request, names an error, and learns who is asking.
 //!
-//! Nothing here does network IO. Both sides of the tunnel use it, so that the stub's policy, the agent's policy and the
+//! Nothing here does network IO by itself. Both sides of the tunnel use it, so that the stub's policy, the agent's policy and the
 //! API server all read the same request the same way.
 //!
 //! - [`RequestPath`] and [`RequestInfo`]: what a request is about, by the API server's own rules.
@@ -8,9 +8,11 @@
 //! - [`Status`]: the errors kubectl prints well.
 //! - [`impersonation`]: acting in another's name, and who may.
 //! - [`user_token`]: bearer tokens, and [`kubeconfig`]: how to reach an API server.
+//! - [`ClusterAccess`]: a client of the cluster that keeps a stub's own state.
 //! - [`without_secrets`]: a request target that may be logged.
 //! - [`headers`]: which headers end at the tunnel, and [`rewrite_location`] for redirects.
 
+mod cluster_access;
 mod digest;
 pub mod headers;
 pub mod impersonation;
@@ -24,6 +26,7 @@ mod status;
 mod upgrade;
 pub mod user_token;
 
+pub use cluster_access::{ClusterAccess, ClusterAccessError};
 pub use location::{ForeignLocation, rewrite_location};
 pub(crate) use percent::decode as percent_decode;
 pub use redact::without_secrets;

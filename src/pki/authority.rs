@@ -1,6 +1,5 @@
 //! Certificate authorities: they sign, and decide every name in what they sign.
 
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -15,6 +14,7 @@ use super::host_name::HostName;
 use super::pem;
 use super::private_file::{self, FileError};
 use super::signing_request::{SigningRequest, SigningRequestError};
+use super::store::{self, Key, Store, StoreError};
 use super::user_subject::{self, ReplaceError};
 
 /// A certificate authority with an ECDSA P-256 key that signs end-entity certificates only (path length 0).
@@ -57,34 +57,39 @@ impl CertificateAuthority {
         Self::new(certificate.into(), key)
     }
 
-    /// Loads an authority from a PEM certificate and its PEM key.
+    /// Loads the authority `name` from its PEM certificate, `<name>.pem`, and its PEM key, `<name>-key.pem`.
     ///
     /// # Errors
-    /// A file cannot be read, the certificate is no authority's, or the key belongs to another certificate.
-    pub fn load(certificate: &Path, key: &Path) -> Result<Self, AuthorityError> {
-        let unusable = |reason: String| AuthorityError::Unusable { path: certificate.display().to_string(), reason };
-        let [der] = <[_; 1]>::try_from(private_file::read_certificates(certificate)?)
+    /// One of them cannot be read, the certificate is no authority's, or the key belongs to another certificate.
+    pub fn load(store: &dyn Store, name: &str) -> Result<Self, AuthorityError> {
+        let [certificate, key] = keys_of(name);
+        let path = store.place(&certificate);
+        let unusable = |reason: String| AuthorityError::Unusable { path: path.display().to_string(), reason };
+        let certificates = private_file::certificates(&path, &store::require(store, &certificate)?)?;
+        let [der] = <[_; 1]>::try_from(certificates)
             .map_err(|_| unusable("it must hold exactly one certificate".to_owned()))?;
-        let key_der = private_file::read_private_key(key)?;
+        let key_path = store.place(&key);
+        let key_der = private_file::private_key(&key_path, &store::require(store, &key)?)?;
         let key_pair = KeyPair::try_from(&key_der)
-            .map_err(|error| FileError::NotAPrivateKey { path: key.into(), reason: error.to_string() })?;
+            .map_err(|error| FileError::NotAPrivateKey { path: key_path.clone(), reason: error.to_string() })?;
         let parsed = certificate::parse(&der).map_err(|error| unusable(error.to_string()))?;
         if !parsed.is_ca() {
             return Err(unusable("it is not the certificate of an authority".to_owned()));
         }
         if parsed.public_key().raw != key_pair.subject_public_key_info() {
-            return Err(unusable(format!("the key in {} belongs to another certificate", key.display())));
+            return Err(unusable(format!("the key in {} belongs to another certificate", key_path.display())));
         }
         Self::new(der, key_pair)
     }
 
-    /// Writes the authority to two new files, both readable by their owner only.
+    /// Stores the authority as `name`.
     ///
     /// # Errors
-    /// A file exists already, or cannot be written.
-    pub fn save(&self, certificate: &Path, key: &Path) -> Result<(), FileError> {
-        private_file::write_new(key, self.issuer.key().serialize_pem().as_bytes())?;
-        private_file::write_new(certificate, self.certificate_pem().as_bytes())
+    /// There is one already, or the store fails.
+    pub fn save(&self, store: &dyn Store, name: &str) -> Result<(), StoreError> {
+        let [certificate, key] = keys_of(name);
+        store::create(store, &key, self.issuer.key().serialize_pem().as_bytes())?;
+        store::create(store, &certificate, self.certificate_pem().as_bytes())
     }
 
     /// The authority's own certificate.
@@ -212,6 +217,9 @@ pub enum AuthorityError {
     /// A file of the authority.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Where the authority is kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The authority's certificate cannot be parsed.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -247,6 +255,11 @@ pub enum AuthorityError {
     /// The system gives no random numbers.
     #[error("the system's random number generator failed")]
     Random,
+}
+
+/// Where the certificate and the private key of an authority are.
+pub(super) fn keys_of(name: &str) -> [Key; 2] {
+    [Key::pem(format!("{name}.pem")), Key::pem(format!("{name}-key.pem"))]
 }
 
 /// How far a peer's clock may lag behind.
@@ -290,6 +303,7 @@ mod tests {
 
     use super::*;
     use crate::pki::AgentKey;
+    use crate::pki::DirectoryStore;
     use crate::wire::Identity;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -352,11 +366,11 @@ mod tests {
     #[test]
     fn a_loaded_authority_signs_as_the_saved_one_did() {
         let root = tempfile::tempdir().unwrap();
-        let (certificate, key) = (root.path().join("ca.pem"), root.path().join("ca-key.pem"));
+        let store = DirectoryStore::new(root.path());
         let created = authority();
-        created.save(&certificate, &key).unwrap();
-        assert!(matches!(created.save(&certificate, &key), Err(FileError::Exists { .. })));
-        let loaded = CertificateAuthority::load(&certificate, &key).unwrap();
+        created.save(&store, "ca").unwrap();
+        assert!(matches!(created.save(&store, "ca"), Err(StoreError::File(FileError::Exists { .. }))));
+        let loaded = CertificateAuthority::load(&store, "ca").unwrap();
         assert_eq!(loaded.fingerprint(), created.fingerprint());
         let user = loaded.issue_user("eve", &[], DAY, SystemTime::now()).unwrap();
         check_leaf(&created, &user.certificate);
@@ -369,7 +383,8 @@ mod tests {
         let (certificate, key) = (root.path().join("ca.pem"), root.path().join("ca-key.pem"));
         private_file::write(&certificate, user.certificate_pem().as_bytes()).unwrap();
         private_file::write(&key, user.key_pem().as_bytes()).unwrap();
-        assert!(matches!(CertificateAuthority::load(&certificate, &key), Err(AuthorityError::Unusable { .. })));
+        let loaded = CertificateAuthority::load(&DirectoryStore::new(root.path()), "ca");
+        assert!(matches!(loaded, Err(AuthorityError::Unusable { .. })));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The stub owns three authorities that never mix: one signs the stub's own server certificate, one the agents'
 //! certificates, one the users' certificates. An agent joins with a [`JoinToken`], which pins the server authority, and
-//! gets a certificate for the identity that the stub chose. File access is synchronous: call it from a blocking thread.
+//! gets a certificate for the identity that the stub chose. What stubs share is behind [`Store`]. Files and stores are
+//! synchronous: call them from a blocking thread.
 
 mod agent_dir;
 mod authority;
@@ -15,6 +16,7 @@ mod pem;
 mod pinned_authority;
 pub mod private_file;
 mod signing_request;
+pub mod store;
 mod stub_dir;
 mod tls;
 mod token_store;
@@ -35,11 +37,12 @@ pub use peer_authorities::{PeerAuthorities, PeerRole};
 pub use pinned_authority::{FingerprintMismatch, find_pinned};
 pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
+pub use store::{DirectoryStore, KubernetesStore, Store, StoreError};
 pub use stub_dir::{StubKeys, StubKeysError};
 pub use tls::{
     ALPN_HTTP3, TlsError, enrollment_client_config, front_server_config, shared_quic_server_config,
     tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
     tunnel_server_config,
 };
-pub use token_store::{JoinTokenStore, RedeemError, StoreError};
+pub use token_store::{JoinTokenStore, RedeemError, TokenError};
 pub use user_subject::ReplaceError;

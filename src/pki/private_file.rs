@@ -49,7 +49,15 @@ pub fn write_new(path: &Path, contents: &[u8]) -> Result<(), FileError> {
 pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
     let text = read(path)?;
     warn_if_others_may_read(path);
-    PrivateKeyDer::from_pem_slice(&text)
+    private_key(path, &text)
+}
+
+/// The private key in `text`, which comes from `path`.
+///
+/// # Errors
+/// It holds no unencrypted PEM key.
+pub(super) fn private_key(path: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, FileError> {
+    PrivateKeyDer::from_pem_slice(text)
         .map_err(|error| FileError::NotAPrivateKey { path: path.into(), reason: error.to_string() })
 }
 
@@ -58,11 +66,29 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError
 /// # Errors
 /// The file is missing, unreadable, or holds no PEM certificate.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    certificates(path, &read(path)?)
+}
+
+/// Every certificate in `text`, which comes from `path`; at least one.
+///
+/// # Errors
+/// It holds no PEM certificate.
+pub(super) fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let not_certificates = |reason: String| FileError::NotACertificate { path: path.into(), reason };
-    let certificates = CertificateDer::pem_slice_iter(&read(path)?)
+    let certificates = CertificateDer::pem_slice_iter(text)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| not_certificates(error.to_string()))?;
     if certificates.is_empty() { Err(not_certificates("it is empty".to_owned())) } else { Ok(certificates) }
+}
+
+/// Warns in the log if others than its owner may read a private key.
+pub(super) fn warn_if_others_may_read(path: &Path) {
+    if let Ok(mode) = fs::metadata(path).map(|metadata| metadata.permissions().mode())
+        && mode & 0o077 != 0
+    {
+        let mode = format!("{:04o}", mode & 0o7777);
+        tracing::warn!(path = %path.display(), mode, "others than the owner may use this private key: set mode 0600");
+    }
 }
 
 /// Reads a small file whole.
@@ -175,15 +201,6 @@ fn temporary_path(path: &Path) -> PathBuf {
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
-}
-
-fn warn_if_others_may_read(path: &Path) {
-    if let Ok(mode) = fs::metadata(path).map(|metadata| metadata.permissions().mode())
-        && mode & 0o077 != 0
-    {
-        let mode = format!("{:04o}", mode & 0o7777);
-        tracing::warn!(path = %path.display(), mode, "others than the owner may use this private key: set mode 0600");
-    }
 }
 
 #[cfg(test)]

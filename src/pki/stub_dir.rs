@@ -1,29 +1,31 @@
-//! The stub's directory of keys: three authorities, the server certificate and the join tokens.
+//! A stub's keys: three authorities, the server certificate and the join tokens.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use rcgen::KeyPair;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 
-use super::authority::{AuthorityError, CertificateAuthority};
+use super::authority::{self, AuthorityError, CertificateAuthority};
 use super::certificate::{self, CertificateError, Validity};
 use super::credentials::{CredentialsError, ServerCredentials};
 use super::host_name::HostName;
 use super::pem;
 use super::private_file::{self, FileError};
+use super::store::{self, Key, Store, StoreError, Table};
 use super::tls;
-use super::token_store::{JoinTokenStore, StoreError};
+use super::token_store::JoinTokenStore;
 
-/// What a stub needs to prove itself and to recognize others, loaded from one directory (0700, files 0600):
-/// `server-ca.pem`, `agent-ca.pem` and `user-ca.pem` with their keys in `*-ca-key.pem`, the server certificate in
-/// `server.pem` with `server-key.pem`, and join tokens in `tokens/`.
+/// What a stub needs to prove itself and to recognize others, loaded from one [`Store`]: `server-ca.pem`, `agent-ca.pem` and
+/// `user-ca.pem` with their keys in `*-ca-key.pem`, the server certificate in `server.pem` with `server-key.pem`, and join
+/// tokens. Stubs that use the same store are one to users and agents.
 #[derive(Debug)]
 pub struct StubKeys {
-    directory: PathBuf,
+    store: Arc<dyn Store>,
     server_authority: CertificateAuthority,
     agent_authority: CertificateAuthority,
     user_authority: CertificateAuthority,
@@ -33,61 +35,51 @@ pub struct StubKeys {
 }
 
 impl StubKeys {
-    /// Creates a new set of keys in `directory`, which is created if it is missing. The server certificate is for `hosts`
-    /// and, with `base_domain`, for every name directly below it, where each cluster has its own.
+    /// Creates a new set of keys in `store`. The server certificate is for `hosts` and, with `base_domain`, for every name
+    /// directly below it, where each cluster has its own.
     ///
     /// # Errors
-    /// The directory already has a file of such a set: nothing is replaced. Or a file cannot be written.
+    /// The store already has a part of such a set: nothing is replaced. Or it fails.
     pub fn create(
-        directory: &Path,
+        store: Arc<dyn Store>,
         hosts: &[HostName],
         base_domain: Option<&HostName>,
         now: SystemTime,
     ) -> Result<Self, StubKeysError> {
-        private_file::create_directory(directory)?;
-        refuse_existing(directory)?;
-        let authorities = [SERVER_AUTHORITY, AGENT_AUTHORITY, USER_AUTHORITY];
+        refuse_existing(&*store)?;
         let [server, agent, user] =
-            authorities.map(|name| CertificateAuthority::create(&format!("qtunnel {name}"), now));
+            AUTHORITIES.map(|name| CertificateAuthority::create(&format!("qtunnel {name}"), now));
         let (server, agent, user) = (server?, agent?, user?);
         let key = KeyPair::generate().map_err(AuthorityError::from)?;
         let certificate = server.issue_server(&names(hosts, base_domain)?, &key, now)?;
         let chain = pem::chain_to_pem(&[certificate, server.certificate_der().clone()]);
 
         // Nothing is written before everything is made.
-        for (name, authority) in authorities.into_iter().zip([server, agent, user]) {
-            let (certificate, key) = authority_paths(directory, name);
-            authority.save(&certificate, &key)?;
+        for (name, authority) in AUTHORITIES.into_iter().zip([server, agent, user]) {
+            authority.save(&*store, name)?;
         }
-        private_file::write_new(&directory.join(SERVER_KEY), key.serialize_pem().as_bytes())?;
-        private_file::write_new(&directory.join(SERVER_CERTIFICATE), chain.as_bytes())?;
-        Self::load(directory, now)
+        store::create(&*store, &Key::pem(SERVER_KEY), key.serialize_pem().as_bytes())?;
+        store::create(&*store, &Key::pem(SERVER_CERTIFICATE), chain.as_bytes())?;
+        Self::load(store, now)
     }
 
-    /// Loads the keys in `directory` and checks that they fit together at `now`. A server certificate that has expired is
-    /// no error, because [`renew_server_certificate_if_due`](Self::renew_server_certificate_if_due) replaces it.
+    /// Loads the keys in `store` and checks that they fit together at `now`. A server certificate that has expired is no
+    /// error, because [`renew_server_certificate_if_due`](Self::renew_server_certificate_if_due) replaces it.
     ///
     /// # Errors
-    /// A file is missing, unreadable or damaged, a key belongs to another certificate, an authority has expired, or
-    /// agents and users share an authority.
-    pub fn load(directory: &Path, now: SystemTime) -> Result<Self, StubKeysError> {
-        let server_authority = load_authority(directory, SERVER_AUTHORITY, now)?;
-        let agent_authority = load_authority(directory, AGENT_AUTHORITY, now)?;
-        let user_authority = load_authority(directory, USER_AUTHORITY, now)?;
+    /// A part is missing, unreadable or damaged, a key belongs to another certificate, an authority has expired, or agents and
+    /// users share an authority.
+    pub fn load(store: Arc<dyn Store>, now: SystemTime) -> Result<Self, StubKeysError> {
+        let [server_authority, agent_authority, user_authority] =
+            AUTHORITIES.map(|name| load_authority(&*store, name, now));
+        let (server_authority, agent_authority, user_authority) =
+            (server_authority?, agent_authority?, user_authority?);
         if agent_authority.certificate_der() == user_authority.certificate_der() {
             return Err(StubKeysError::SharedAuthority);
         }
-        let (server, derivation) = load_server(directory, &server_authority)?;
-        let tokens = JoinTokenStore::open(&directory.join(TOKENS), server_authority.fingerprint())?;
-        Ok(Self {
-            directory: directory.into(),
-            server_authority,
-            agent_authority,
-            user_authority,
-            server,
-            derivation,
-            tokens,
-        })
+        let (server, derivation) = load_server(&*store, &server_authority)?;
+        let tokens = JoinTokenStore::new(store.clone(), server_authority.fingerprint());
+        Ok(Self { store, server_authority, agent_authority, user_authority, server, derivation, tokens })
     }
 
     /// Signs the stub's server certificate; join tokens pin it.
@@ -125,27 +117,51 @@ impl StubKeys {
         &self.tokens
     }
 
+    /// What the keys are kept in.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
     /// Issues a new server certificate for the same names if less than a third of the old one's life is left at `now`,
-    /// writes it to the directory and presents it from then on. Says whether it did. The key stays, so that a crash between
-    /// two files cannot part it from its certificate.
+    /// stores it and presents it from then on; one that another stub has stored already is taken instead. Says whether there
+    /// is a new one. The key stays, so that a crash between two files cannot part it from its certificate.
     ///
     /// # Errors
-    /// The authority has expired, or the new certificate cannot be written; the old one then stays in use.
+    /// The authority has expired, or the new certificate cannot be stored; the old one then stays in use.
     pub fn renew_server_certificate_if_due(&self, now: SystemTime) -> Result<bool, StubKeysError> {
+        let taken = self.take_stored_certificate()?;
         let chain = self.server.chain();
         let current = chain.first().ok_or(StubKeysError::EmptyChain)?;
         if !Validity::of(current)?.renewal_due(now) {
-            return Ok(false);
+            return Ok(taken);
         }
-        let key_path = self.directory.join(SERVER_KEY);
-        let key = private_file::read_private_key(&key_path)?;
+        let key = self.server_key()?;
         let public_key = KeyPair::try_from(&key).map_err(AuthorityError::from)?;
         let hosts = certificate::host_names(current)?;
         let renewed = self.server_authority.issue_server(&hosts, &public_key, now)?;
         let chain = vec![renewed, self.server_authority.certificate_der().clone()];
-        private_file::write(&self.directory.join(SERVER_CERTIFICATE), pem::chain_to_pem(&chain).as_bytes())?;
+        let certificate = Key::pem(SERVER_CERTIFICATE);
+        let old = store::require(&*self.store, &certificate)?;
+        if !self.store.swap(&certificate, Some(&old), Some(pem::chain_to_pem(&chain).as_bytes()))? {
+            // Another stub was faster.
+            return self.take_stored_certificate();
+        }
         self.server.replace(chain, key)?;
         Ok(true)
+    }
+
+    /// Presents the certificate that is stored from now on. Says whether it is another one.
+    fn take_stored_certificate(&self) -> Result<bool, StubKeysError> {
+        let chain = stored_chain(&*self.store, &self.server_authority)?;
+        if chain.first() == self.server.chain().first() {
+            return Ok(false);
+        }
+        self.server.replace(chain, self.server_key()?)?;
+        Ok(true)
+    }
+
+    fn server_key(&self) -> Result<PrivateKeyDer<'static>, StubKeysError> {
+        read_server_key(&*self.store)
     }
 }
 
@@ -167,6 +183,9 @@ pub enum StubKeysError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Where the keys are kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// An authority cannot be loaded, or does not sign.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -191,17 +210,12 @@ pub enum StubKeysError {
     /// No server certificate.
     #[error("server.pem holds no certificate")]
     EmptyChain,
-    /// The directory of join tokens.
-    #[error(transparent)]
-    Tokens(#[from] StoreError),
 }
 
-const SERVER_AUTHORITY: &str = "server-ca";
-const AGENT_AUTHORITY: &str = "agent-ca";
-const USER_AUTHORITY: &str = "user-ca";
+/// Of servers, agents and users.
+const AUTHORITIES: [&str; 3] = ["server-ca", "agent-ca", "user-ca"];
 const SERVER_CERTIFICATE: &str = "server.pem";
 const SERVER_KEY: &str = "server-key.pem";
-const TOKENS: &str = "tokens";
 
 fn names(hosts: &[HostName], base_domain: Option<&HostName>) -> Result<Vec<HostName>, StubKeysError> {
     let mut names = hosts.to_vec();
@@ -211,40 +225,52 @@ fn names(hosts: &[HostName], base_domain: Option<&HostName>) -> Result<Vec<HostN
     Ok(names)
 }
 
-fn authority_paths(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
-    (directory.join(format!("{name}.pem")), directory.join(format!("{name}-key.pem")))
-}
-
-fn refuse_existing(directory: &Path) -> Result<(), StubKeysError> {
-    let authorities = [SERVER_AUTHORITY, AGENT_AUTHORITY, USER_AUTHORITY]
-        .into_iter()
-        .flat_map(|name| <[PathBuf; 2]>::from(authority_paths(directory, name)));
-    let server = [SERVER_CERTIFICATE, SERVER_KEY, TOKENS].map(|name| directory.join(name));
-    match authorities.chain(server).find(|path| path.symlink_metadata().is_ok()) {
-        Some(path) => Err(StubKeysError::Exists { path }),
-        None => Ok(()),
+fn refuse_existing(store: &dyn Store) -> Result<(), StubKeysError> {
+    let mut keys: Vec<Key> = AUTHORITIES.into_iter().flat_map(authority::keys_of).collect();
+    keys.extend([SERVER_CERTIFICATE, SERVER_KEY].map(Key::pem));
+    keys.extend(store.names(Table::Tokens)?.into_iter().map(|name| Key::listed(Table::Tokens, name)));
+    for key in keys {
+        if store.get(&key)?.is_some() {
+            return Err(StubKeysError::Exists { path: store.place(&key) });
+        }
     }
+    Ok(())
 }
 
-fn load_authority(directory: &Path, name: &str, now: SystemTime) -> Result<CertificateAuthority, StubKeysError> {
-    let (certificate, key) = authority_paths(directory, name);
-    let authority = CertificateAuthority::load(&certificate, &key)?;
+fn load_authority(store: &dyn Store, name: &str, now: SystemTime) -> Result<CertificateAuthority, StubKeysError> {
+    let authority = CertificateAuthority::load(store, name)?;
     if authority.validity().is_expired(now) {
-        return Err(StubKeysError::AuthorityExpired { path: certificate });
+        let [certificate, _] = authority::keys_of(name);
+        return Err(StubKeysError::AuthorityExpired { path: store.place(&certificate) });
     }
     Ok(authority)
 }
 
 fn load_server(
-    directory: &Path,
+    store: &dyn Store,
     authority: &CertificateAuthority,
 ) -> Result<(ServerCredentials, hmac::Key), StubKeysError> {
-    let chain = private_file::read_certificates(&directory.join(SERVER_CERTIFICATE))?;
-    let key = private_file::read_private_key(&directory.join(SERVER_KEY))?;
-    let leaf = chain.first().ok_or(StubKeysError::EmptyChain)?;
-    check_issuer(leaf, authority)?;
+    let chain = stored_chain(store, authority)?;
+    let key = read_server_key(store)?;
     let derivation = hmac::Key::new(HMAC_SHA256, key.secret_der());
-    Ok((ServerCredentials::new(vec![leaf.clone(), authority.certificate_der().clone()], key)?, derivation))
+    Ok((ServerCredentials::new(chain, key)?, derivation))
+}
+
+/// The server certificate that is stored, and the authority that has to have signed it.
+fn stored_chain(
+    store: &dyn Store,
+    authority: &CertificateAuthority,
+) -> Result<Vec<CertificateDer<'static>>, StubKeysError> {
+    let key = Key::pem(SERVER_CERTIFICATE);
+    let chain = private_file::certificates(&store.place(&key), &store::require(store, &key)?)?;
+    let leaf = chain.into_iter().next().ok_or(StubKeysError::EmptyChain)?;
+    check_issuer(&leaf, authority)?;
+    Ok(vec![leaf, authority.certificate_der().clone()])
+}
+
+fn read_server_key(store: &dyn Store) -> Result<PrivateKeyDer<'static>, StubKeysError> {
+    let key = Key::pem(SERVER_KEY);
+    Ok(private_file::private_key(&store.place(&key), &store::require(store, &key)?)?)
 }
 
 /// At the beginning of the certificate's life, since it may be over by now.
@@ -261,9 +287,11 @@ fn check_issuer(leaf: &CertificateDer<'_>, authority: &CertificateAuthority) -> 
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
+    use crate::pki::DirectoryStore;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -284,16 +312,20 @@ mod tests {
         }
 
         fn create(&self, directory: &Path) -> Result<StubKeys, StubKeysError> {
-            StubKeys::create(directory, &hosts(), Some(&"k8s.example.com".parse().unwrap()), self.now)
+            StubKeys::create(store(directory), &hosts(), Some(&"k8s.example.com".parse().unwrap()), self.now)
         }
 
         fn load(&self) -> Result<StubKeys, StubKeysError> {
-            StubKeys::load(&self.directory(), self.now)
+            StubKeys::load(store(&self.directory()), self.now)
         }
 
         fn load_error(&self) -> String {
             self.load().unwrap_err().to_string()
         }
+    }
+
+    fn store(directory: &Path) -> Arc<dyn Store> {
+        Arc::new(DirectoryStore::new(directory))
     }
 
     fn hosts() -> Vec<HostName> {
@@ -318,7 +350,7 @@ mod tests {
             assert_eq!(metadata.permissions().mode() & 0o7777, expected, "{:?}", entry.path());
             files += 1;
         }
-        assert_eq!(files, 9);
+        assert_eq!(files, 8);
     }
 
     #[test]
@@ -343,13 +375,13 @@ mod tests {
         let scene = Scene::new();
         let other = scene.root.path().join("other");
         let address = "192.0.2.1".parse().unwrap();
-        let error = StubKeys::create(&other, &hosts(), Some(&address), scene.now).unwrap_err();
+        let error = StubKeys::create(store(&other), &hosts(), Some(&address), scene.now).unwrap_err();
         assert!(matches!(error, StubKeysError::BaseDomain(_)));
         assert!(matches!(
-            StubKeys::create(&other, &[], None, scene.now),
+            StubKeys::create(store(&other), &[], None, scene.now),
             Err(StubKeysError::Authority(AuthorityError::NoHost))
         ));
-        assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+        assert!(!other.exists());
     }
 
     #[test]
@@ -392,7 +424,7 @@ mod tests {
     fn an_expired_authority_is_refused() {
         let scene = Scene::new();
         let later = scene.now + CertificateAuthority::LIFETIME + DAY;
-        let error = StubKeys::load(&scene.directory(), later).unwrap_err();
+        let error = StubKeys::load(store(&scene.directory()), later).unwrap_err();
         assert!(matches!(error, StubKeysError::AuthorityExpired { .. }), "{error}");
     }
 
@@ -409,15 +441,25 @@ mod tests {
         let renewed = leaf(&keys);
         assert_eq!(certificate::host_names(&renewed).unwrap(), certificate::host_names(&old).unwrap());
         assert!(certificate::not_after(&renewed).unwrap() > due + 390 * DAY);
-        assert_eq!(leaf(&StubKeys::load(&scene.directory(), due).unwrap()), renewed);
+        assert_eq!(leaf(&StubKeys::load(store(&scene.directory()), due).unwrap()), renewed);
         assert!(!keys.renew_server_certificate_if_due(due).unwrap());
+    }
+
+    #[test]
+    fn stubs_that_share_their_keys_renew_the_server_certificate_once() {
+        let scene = Scene::new();
+        let [one, other] = [(); 2].map(|()| scene.load().unwrap());
+        let due = scene.now + 300 * DAY;
+        assert!(one.renew_server_certificate_if_due(due).unwrap());
+        assert!(other.renew_server_certificate_if_due(due).unwrap());
+        assert_eq!(leaf(&one), leaf(&other));
     }
 
     #[test]
     fn a_stub_that_was_off_for_long_replaces_its_expired_server_certificate() {
         let scene = Scene::new();
         let later = scene.now + 500 * DAY;
-        let keys = StubKeys::load(&scene.directory(), later).unwrap();
+        let keys = StubKeys::load(store(&scene.directory()), later).unwrap();
         assert!(keys.renew_server_certificate_if_due(later).unwrap());
         assert!(certificate::not_after(&leaf(&keys)).unwrap() > later);
     }

@@ -1,10 +1,7 @@
-//! The join tokens that the stub has issued: one file for each, with a hash in the place of the secret.
+//! The join tokens that the stubs of one store have issued, with a hash in the place of each secret.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::thread;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
@@ -12,26 +9,20 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateFingerprint;
 use super::join_token::{JoinToken, RandomFailure, TokenId, TokenSecret};
-use super::private_file::{self, FileError};
+use super::store::{self, Key, Store, StoreError, TOKEN_EXTENSION, Table};
 use crate::wire::ClusterId;
 
-/// A directory of join tokens. Any number of threads and processes may use the same directory at once, on a file system
-/// where `flock` works: no use of a token is ever granted twice.
+/// Join tokens in a [`Store`]. Any number of stubs may use the same store at once: no use of a token is ever granted twice.
 #[derive(Debug, Clone)]
 pub struct JoinTokenStore {
-    directory: PathBuf,
+    store: Arc<dyn Store>,
     authority: CertificateFingerprint,
 }
 
 impl JoinTokenStore {
-    /// Opens the store in `directory`, which is created (0700) if it is missing. The tokens it creates pin `authority`, the
-    /// authority of the stub's server certificate.
-    ///
-    /// # Errors
-    /// The directory cannot be created.
-    pub fn open(directory: &Path, authority: CertificateFingerprint) -> Result<Self, StoreError> {
-        private_file::create_directory(directory)?;
-        Ok(Self { directory: directory.into(), authority })
+    /// The tokens in `store`. Those it creates pin `authority`, the authority of the stub's server certificate.
+    pub fn new(store: Arc<dyn Store>, authority: CertificateFingerprint) -> Self {
+        Self { store, authority }
     }
 
     /// Creates a token with which `uses` agents can join `cluster` until `ttl` after `now`. This is the only moment at which
@@ -45,20 +36,20 @@ impl JoinTokenStore {
         ttl: Duration,
         uses: u32,
         now: SystemTime,
-    ) -> Result<JoinToken, StoreError> {
+    ) -> Result<JoinToken, TokenError> {
         if uses == 0 {
-            return Err(StoreError::NoUses);
+            return Err(TokenError::NoUses);
         }
         self.remove_expired(now)?;
-        let expires = now.checked_add(ttl).ok_or(StoreError::ExpiryOutOfRange)?;
+        let expires = now.checked_add(ttl).ok_or(TokenError::ExpiryOutOfRange)?;
         let token = JoinToken::generate(cluster.clone(), self.authority)?;
         let record = Record {
             cluster: cluster.clone(),
             secret_sha256: token.secret().hash(),
-            expires: Timestamp::try_from(expires).map_err(|_| StoreError::ExpiryOutOfRange)?,
+            expires: Timestamp::try_from(expires).map_err(|_| TokenError::ExpiryOutOfRange)?,
             uses_left: uses,
         };
-        private_file::write_new(&self.path(token.id()), &record.to_json()?)?;
+        store::create(&*self.store, &Key::token(token.id()), &record.to_json()?)?;
         Ok(token)
     }
 
@@ -67,68 +58,49 @@ impl JoinTokenStore {
     /// # Errors
     /// The token is unknown, expired or used up, the secret is wrong, or the store failed.
     pub fn redeem(&self, id: TokenId, secret: &TokenSecret, now: SystemTime) -> Result<ClusterId, RedeemError> {
-        // Checked before the lock is taken, so that strangers cannot keep holders of a token waiting.
-        self.read(id)?.check_secret(secret)?;
-        let _lock = self.lock()?;
-        let mut record = self.read(id)?;
-        let cluster = record.take_use(now)?;
-        private_file::write(&self.path(id), &record.to_json()?).map_err(StoreError::from)?;
-        Ok(cluster)
+        let key = Key::token(id);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = self.store.get(&key)?.ok_or(RedeemError::Unknown)?;
+            let mut record = self.record(&key, &text)?;
+            // Checked before anything is changed, so that strangers cannot keep holders of a token waiting.
+            record.check_secret(secret)?;
+            let cluster = record.take_use(now)?;
+            if self.store.swap(&key, Some(&text), Some(&record.to_json()?))? {
+                return Ok(cluster);
+            }
+            // Somebody else has taken a use meanwhile.
+            if Instant::now() > deadline {
+                return Err(StoreError::Busy { path: self.store.place(&key) }.into());
+            }
+        }
     }
 
     /// Removes the tokens that have expired before `now` and says how many there were.
     ///
     /// # Errors
-    /// The directory cannot be read or a file not removed.
-    pub fn remove_expired(&self, now: SystemTime) -> Result<usize, StoreError> {
-        let _lock = self.lock()?;
-        let failed = |error| StoreError::Directory { path: self.directory.clone(), error };
+    /// The store fails.
+    pub fn remove_expired(&self, now: SystemTime) -> Result<usize, TokenError> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let is_token = path.extension().is_some_and(|extension| extension == EXTENSION);
-            if !is_token {
-                continue;
-            }
-            match read_record(&path) {
+        for name in self.store.names(Table::Tokens)?.into_iter().filter(|name| name.ends_with(TOKEN_EXTENSION)) {
+            let key = Key::listed(Table::Tokens, name);
+            let Some(text) = self.store.get(&key)? else { continue };
+            match self.record(&key, &text) {
                 Ok(record) if record.is_expired(now) => {
-                    fs::remove_file(&path).map_err(failed)?;
-                    removed += 1;
+                    removed += usize::from(self.store.swap(&key, Some(&text), None)?);
                 }
                 Ok(_) => {}
-                // One bad file must not keep the operator from creating tokens.
+                // One bad record must not keep the operator from creating tokens.
                 Err(error) => tracing::warn!(%error, "skipping a join token"),
             }
         }
         Ok(removed)
     }
 
-    fn path(&self, id: TokenId) -> PathBuf {
-        self.directory.join(format!("{id}.{EXTENSION}"))
-    }
-
-    fn read(&self, id: TokenId) -> Result<Record, RedeemError> {
-        match read_record(&self.path(id)) {
-            Err(StoreError::File(FileError::Missing { .. })) => Err(RedeemError::Unknown),
-            other => Ok(other?),
-        }
-    }
-
-    /// Excludes every other thread and process until the file is dropped. The system releases the lock of a process that
-    /// dies.
-    fn lock(&self) -> Result<File, StoreError> {
-        let path = self.directory.join(".lock");
-        let failed = |error| StoreError::Directory { path: path.clone(), error };
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
-                Err(TryLockError::WouldBlock) => return Err(StoreError::Busy),
-                Err(TryLockError::Error(error)) => return Err(failed(error)),
-            }
-        }
+    fn record(&self, key: &Key, text: &[u8]) -> Result<Record, TokenError> {
+        let damaged =
+            |error: serde_json::Error| TokenError::Damaged { path: self.store.place(key), reason: error.to_string() };
+        serde_json::from_slice(text).map_err(damaged)
     }
 }
 
@@ -150,6 +122,9 @@ pub enum RedeemError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The record of the token cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] TokenError),
 }
 
 impl RedeemError {
@@ -159,14 +134,14 @@ impl RedeemError {
             Self::Unknown | Self::WrongSecret | Self::Expired | Self::UsedUp => {
                 "the join token is not valid: it may have expired or been used; ask the operator of the stub for a new one"
             }
-            Self::Store(_) => "the stub cannot check join tokens at the moment; try again",
+            Self::Store(_) | Self::Record(_) => "the stub cannot check join tokens at the moment; try again",
         }
     }
 }
 
-/// Why the store cannot do its work.
+/// Why a token cannot be made or kept.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum TokenError {
     /// A token that nobody could use.
     #[error("a join token needs at least one use")]
     NoUses,
@@ -176,40 +151,26 @@ pub enum StoreError {
     /// The secret cannot be made.
     #[error(transparent)]
     Random(#[from] RandomFailure),
-    /// A token's file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A token's file with a content that the store did not write.
+    /// A token's record with a content that was not written here.
     #[error("{} is damaged ({reason}): remove it and create a new join token", path.display())]
     Damaged {
-        /// The file.
+        /// Where it is.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// A token's file cannot be encoded.
+    /// A token's record cannot be encoded.
     #[error("the join token cannot be written as JSON: {0}")]
     Encode(#[source] serde_json::Error),
-    /// The directory or its lock.
-    #[error("cannot use the join tokens in {}: {error}", path.display())]
-    Directory {
-        /// The directory or the lock file.
-        path: PathBuf,
-        /// What the operating system said.
-        #[source]
-        error: io::Error,
-    },
-    /// Somebody else holds the lock.
-    #[error("the join tokens are locked by another process for more than {} seconds", LOCK_PATIENCE.as_secs())]
-    Busy,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-const EXTENSION: &str = "json";
-/// Far longer than reading and writing one small file takes.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_RETRY: Duration = Duration::from_millis(2);
+/// How long a use is fought for: each time that somebody else is faster, a use is gone, so that this is never long.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The content of a token's file.
+/// What is kept of a token.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
@@ -238,8 +199,8 @@ impl Record {
         now >= SystemTime::from(self.expires)
     }
 
-    fn to_json(&self) -> Result<Vec<u8>, StoreError> {
-        serde_json::to_vec_pretty(self).map_err(StoreError::Encode)
+    fn to_json(&self) -> Result<Vec<u8>, TokenError> {
+        serde_json::to_vec_pretty(self).map_err(TokenError::Encode)
     }
 }
 
@@ -263,17 +224,15 @@ mod as_text {
     }
 }
 
-fn read_record(path: &Path) -> Result<Record, StoreError> {
-    serde_json::from_slice(&private_file::read(path)?)
-        .map_err(|error| StoreError::Damaged { path: path.into(), reason: error.to_string() })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::sync::Barrier;
+    use std::{fs, thread};
 
     use super::*;
+    use crate::pki::DirectoryStore;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -286,7 +245,7 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
-            let store = JoinTokenStore::open(&root.path().join("tokens"), fingerprint()).unwrap();
+            let store = open(root.path());
             Self { root, store, now: SystemTime::now() }
         }
 
@@ -301,6 +260,10 @@ mod tests {
         fn directory(&self) -> PathBuf {
             self.root.path().join("tokens")
         }
+    }
+
+    fn open(directory: &Path) -> JoinTokenStore {
+        JoinTokenStore::new(Arc::new(DirectoryStore::new(directory)), fingerprint())
     }
 
     fn fingerprint() -> CertificateFingerprint {
@@ -382,7 +345,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         // As another process would: with a store of its own.
-                        let store = JoinTokenStore::open(&scene.directory(), fingerprint()).unwrap();
+                        let store = open(scene.root.path());
                         start.wait();
                         store.redeem(token.id(), token.secret(), scene.now)
                     })
@@ -397,8 +360,8 @@ mod tests {
     #[test]
     fn a_token_that_nobody_could_use_is_refused() {
         let scene = Scene::new();
-        assert!(matches!(scene.store.create(&cluster(), HOUR, 0, scene.now), Err(StoreError::NoUses)));
+        assert!(matches!(scene.store.create(&cluster(), HOUR, 0, scene.now), Err(TokenError::NoUses)));
         let forever = scene.store.create(&cluster(), Duration::MAX, 1, scene.now);
-        assert!(matches!(forever, Err(StoreError::ExpiryOutOfRange)));
+        assert!(matches!(forever, Err(TokenError::ExpiryOutOfRange)));
     }
 }

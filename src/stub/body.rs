@@ -9,7 +9,8 @@ use http_body_util::Full;
 use tokio::task::AbortHandle;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::open_requests::{OpenRequest, Revoked};
+use super::event_stream::EventStream;
+use super::open_requests::{Ending, OpenRequest};
 use super::record::RequestRecord;
 use super::registry::OpenStream;
 use crate::carrier::{ReceiveError, ReceivedBody};
@@ -31,8 +32,16 @@ pub struct TunnelledBody {
     _upload: Option<AbortOnDrop>,
     stream: OpenStream,
     open: OpenRequest,
-    revoked: Pin<Box<WaitForCancellationFutureOwned>>,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    watch: Option<ResumableWatch>,
     record: RequestRecord,
+}
+
+/// A watch that ends between two events when it is asked to, so that its client resumes it elsewhere.
+pub struct ResumableWatch {
+    events: EventStream,
+    asked: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_asked: bool,
 }
 
 /// Why the body of an answer breaks off.
@@ -41,9 +50,9 @@ pub enum BrokenAnswer {
     /// What comes through the tunnel does.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
-    /// The user has lost the right to it.
+    /// It has to end.
     #[error(transparent)]
-    Revoked(#[from] Revoked),
+    Ending(#[from] Ending),
 }
 
 impl TunnelledBody {
@@ -56,18 +65,31 @@ impl TunnelledBody {
         open: OpenRequest,
         record: RequestRecord,
     ) -> Self {
-        let revoked = Box::pin(open.wait_until_revoked());
-        Self { body, _upload: upload, stream, open, revoked, record }
+        let ending = Box::pin(open.wait_for_ending());
+        Self { body, _upload: upload, stream, open, ending, watch: None, record }
+    }
+
+    /// The same, to be ended as `watch` says.
+    pub fn resumable(self, watch: Option<ResumableWatch>) -> Self {
+        Self { watch, ..self }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
         // Also where a long answer always has another piece ready.
-        if let Some(revoked) = self.open.revoked() {
-            return self.revoked(revoked.clone());
+        if let Some(ending) = self.open.ending() {
+            return self.broken_off(ending.clone());
+        }
+        if self.watch.as_mut().is_some_and(|watch| watch.has_to_end(context)) {
+            self.record.handed_over();
+            return Poll::Ready(None);
         }
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.stream.meter().count_sent(frame.data_ref().map_or(0, Bytes::len));
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                self.stream.meter().count_sent(data.len());
+                if let Some(watch) = &mut self.watch {
+                    watch.events.pass(data);
+                }
                 if self.body.is_end_stream() {
                     self.record.complete();
                 }
@@ -82,18 +104,36 @@ impl TunnelledBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                ready!(self.revoked.as_mut().poll(context));
-                match self.open.revoked().cloned() {
-                    Some(revoked) => self.revoked(revoked),
+                ready!(self.ending.as_mut().poll(context));
+                match self.open.ending().cloned() {
+                    Some(ending) => self.broken_off(ending),
                     None => Poll::Pending,
                 }
             }
         }
     }
 
-    fn revoked(&mut self, revoked: Revoked) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        self.record.revoked();
-        Poll::Ready(Some(Err(revoked.into())))
+    fn broken_off(&mut self, ending: Ending) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        self.record.ended_by(&ending);
+        Poll::Ready(Some(Err(ending.into())))
+    }
+}
+
+impl ResumableWatch {
+    /// A watch whose bytes are `events`, and that has to end once `asked` is ready.
+    pub fn new(events: EventStream, asked: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { events, asked: Box::pin(asked), is_asked: false }
+    }
+
+    fn has_to_end(&mut self, context: &mut Context<'_>) -> bool {
+        self.is_asked = self.is_asked || self.asked.as_mut().poll(context).is_ready();
+        self.is_asked && self.events.is_between_events()
+    }
+}
+
+impl std::fmt::Debug for ResumableWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResumableWatch").field("events", &self.events).field("is_asked", &self.is_asked).finish()
     }
 }
 

@@ -1,16 +1,18 @@
 //! A request's way through the tunnel: to an agent, on a stream of its own, and back to the head of the answer.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::Body;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::body::AbortOnDrop;
 use super::meter::{Meter, MeteredBody};
 use super::registry::{AgentLink, OpenStream, Registry, Unavailable};
+use super::retry_budget::RetryBudget;
 use crate::carrier::{
     FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body,
 };
@@ -35,6 +37,8 @@ pub struct Exchange {
     pub stream: OpenStream,
     /// Who passed the request on.
     pub agent: AgentName,
+    /// Ready when the agent is about to stop.
+    pub leaving: WaitForCancellationFutureOwned,
 }
 
 /// A request that is ready to go.
@@ -52,8 +56,28 @@ pub struct Outgoing<'a, B> {
     pub body: B,
     /// Counts its bytes.
     pub meter: Meter,
-    /// Counts the agents that are tried after the first one.
-    pub retries: Counter,
+    /// Whether and how often other agents are tried after the first one.
+    pub retries: Retries,
+}
+
+/// What concerns the retries of a cluster.
+#[derive(Debug, Clone)]
+pub struct Retries {
+    /// How many there may be.
+    pub budget: Arc<RetryBudget>,
+    /// Counts them.
+    pub made: Counter,
+    /// Counts those for which the budget was not enough.
+    pub refused: Counter,
+}
+
+impl Retries {
+    /// Whether there may be one more.
+    fn permitted(&self) -> bool {
+        let permitted = self.budget.withdraw(Instant::now());
+        if permitted { &self.made } else { &self.refused }.inc();
+        permitted
+    }
 }
 
 /// How patient the dispatcher is.
@@ -82,7 +106,7 @@ enum Attempt {
 /// Sends a request to an agent of its cluster and waits for the head of the answer.
 ///
 /// An agent that provably did not pass the request on is replaced by another one, as long as the body is whole, which it
-/// is when there is none.
+/// is when there is none, and as far as the cluster's budget goes.
 pub async fn dispatch<B>(
     registry: &Registry,
     mut outgoing: Outgoing<'_, B>,
@@ -96,17 +120,18 @@ where
     let mut body = Some(outgoing.body);
     let mut tried: Vec<Arc<AgentLink>> = Vec::new();
     let mut failure = Status::no_agent(outgoing.cluster);
+    outgoing.retries.budget.deposit();
     while tried.len() < MAX_ATTEMPTS {
         let link = match registry.choose_patiently(outgoing.cluster, &tried, patience.dispatch).await {
             Ok(link) => link,
-            Err(Unavailable::NoAgent) => break,
+            Err(Unavailable::NoAgent | Unavailable::NotYet) => break,
             Err(Unavailable::AllSuspect(since)) => {
                 let why = format!("its agents have not answered for {} s", since.elapsed().as_secs());
                 return Err(Status::never_dispatched(outgoing.cluster, &why));
             }
         };
-        if !tried.is_empty() {
-            outgoing.retries.inc();
+        if !tried.is_empty() && !outgoing.retries.permitted() {
+            break;
         }
         outgoing.head.bearer_token = token_for(&link, outgoing.cluster, &outgoing.cluster_token)?;
         match opened(&link, &outgoing.head, outgoing.cluster, patience.dispatch).await {
@@ -115,7 +140,8 @@ where
                 let upload = body.take().filter(|_| !bodiless);
                 let upload = upload.map(|body| MeteredBody::new(body, stream.meter().clone()));
                 let agent = link.identity.agent.clone();
-                let exchange = Exchanging { sender, frames, stream, agent, info: outgoing.info, head: &outgoing.head };
+                let (info, head, leaving) = (outgoing.info, &outgoing.head, link.leaving());
+                let exchange = Exchanging { sender, frames, stream, agent, leaving, info, head };
                 let answered = exchange.answered(upload, outgoing.cluster, patience.response);
                 let answered = tokio::select! {
                     answered = answered => answered,
@@ -177,6 +203,7 @@ struct Exchanging<'a> {
     frames: FrameReceiver,
     stream: OpenStream,
     agent: AgentName,
+    leaving: WaitForCancellationFutureOwned,
     info: &'a RequestInfo,
     head: &'a RequestHead,
 }
@@ -187,7 +214,7 @@ impl Exchanging<'_> {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display + Send,
     {
-        let Self { mut sender, mut frames, stream, agent, info, head } = self;
+        let Self { mut sender, mut frames, stream, agent, leaving, info, head } = self;
         let lost = |why: &str| Attempt::Final(Status::lost_after_dispatch(cluster, why));
         let mut upload = None;
         let mut upgrading = None;
@@ -207,7 +234,7 @@ impl Exchanging<'_> {
         };
         match frame {
             Ok(Some(Frame::ResponseHead(head))) => {
-                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent })
+                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent, leaving })
             }
             Ok(Some(Frame::Failure(reported))) => Err(failed(reported, head, info, cluster)),
             Err(ReceiveError::Stream(StreamReadError::Reset(ErrorCode::NotDispatched))) => {

@@ -42,6 +42,12 @@ impl Meter {
         Self { request: Arc::default(), cluster }
     }
 
+    /// Counts the bytes of an answer in the stub's own words.
+    pub fn count_own(&self, bytes: usize) {
+        self.request.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.cluster.sent.inc_by(bytes as u64);
+    }
+
     /// Bytes of bodies and upgraded connections that went to the client.
     pub fn sent(&self) -> u64 {
         self.request.sent.load(Ordering::Relaxed)

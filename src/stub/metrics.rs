@@ -31,6 +31,7 @@ pub struct Metrics {
     limited: Family<LimitLabel, Counter>,
     /// Connection attempts over QUIC that had to prove their address first.
     pub address_proofs: Counter,
+    retries_refused: Family<ClusterLabel, Counter>,
 }
 
 /// What other parts of the stub count, as it is now.
@@ -104,6 +105,7 @@ impl Metrics {
             retries: Family::default(),
             limited: Family::default(),
             address_proofs: Counter::default(),
+            retries_refused: Family::default(),
         }
     }
 
@@ -134,6 +136,11 @@ impl Metrics {
     /// Counts what was refused because of a limit.
     pub fn limited(&self, limit: Limit) {
         self.limited.get_or_create(&LimitLabel { limit: limit.name() }).inc();
+    }
+
+    /// The counter of a cluster's requests that were not tried again because too many had been.
+    pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
+        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -184,6 +191,11 @@ impl Metrics {
             self.address_proofs.clone(),
         );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
+        registry.register(
+            "dispatch_retries_refused",
+            "Requests that were not tried at another agent because too many had been",
+            self.retries_refused.clone(),
+        );
     }
 }
 

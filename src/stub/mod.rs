@@ -1,17 +1,22 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
-//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`].
+//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
+//! [`select::AgentSelector`].
 
 pub mod admin;
 pub mod audit;
 mod authenticate;
 pub mod authorize;
 mod body;
+mod cluster;
 pub mod config;
 mod dial;
 mod dispatch;
+mod drain;
 mod enrollment;
+mod event_stream;
+mod farewell;
 mod front;
 mod handle;
 mod limits;
@@ -21,7 +26,9 @@ mod open_requests;
 mod record;
 mod registry;
 mod request;
+mod retry_budget;
 mod route;
+pub mod select;
 mod shared;
 mod tunnel;
 
@@ -46,21 +53,22 @@ pub use shared::KnownClusters;
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::kube::StaticTokens;
 use crate::pki::StubKeys;
-use crate::pki::StubKeysError;
 use crate::pki::{
-    PeerAuthorities, TlsError, front_server_config, shared_quic_server_config, tcp_tunnel_server_config,
-    tunnel_server_config,
+    PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
+    tcp_tunnel_server_config, tunnel_server_config,
 };
 use admin::Admin;
 use audit::{AuditConfig, AuditLog, AuditSink, AuditWriter, FileSink, SinkConfig, StdoutSink};
 use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
+use drain::Drain;
 use front::tcp::PortTls;
 use limits::Limits;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
+use retry_budget::RetryBudgets;
 use shared::Shared;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
@@ -134,7 +142,7 @@ pub enum StartError {
     },
 }
 
-/// How often the stub looks whether its own certificate is due for renewal.
+/// How often the stub looks whether its own certificate is due for renewal, or another stub has renewed it.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60 * 60);
 
 /// At a stop, how long it may take to write the last audit events.
@@ -144,8 +152,7 @@ impl Stub {
     /// Loads the keys, renews the server certificate where that is due, and binds every address. Call it within a tokio
     /// runtime.
     pub async fn bind(config: StubConfig) -> Result<Self, StartError> {
-        let keys = Arc::new(StubKeys::load(&config.state_dir, SystemTime::now())?);
-        keys.renew_server_certificate_if_due(SystemTime::now())?;
+        let keys = load_keys(&config).await?;
         let Authorization { authorizer, policy_file } = Authorization::new(&config.authorization)?;
         let (audit, audit_writer) = audit_log(&config.audit).await?;
         let tokens = static_tokens(config.authentication.token_file.as_deref())?;
@@ -177,8 +184,9 @@ impl Stub {
             limits: Limits::new(&config.limits, metrics.clone()),
             metrics,
             open_requests: Arc::new(OpenRequests::default()),
-            registry: Registry::default(),
-            clusters: KnownClusters::new(&config.state_dir),
+            registry: Registry::new(config.agents.selector.selector()),
+            retry_budgets: RetryBudgets::default(),
+            clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
             patience: Patience {
@@ -187,7 +195,9 @@ impl Stub {
                 silence: config.limits.silence(),
             },
             tasks: TaskTracker::new(),
+            drain: Drain::default(),
             keys,
+            instance: rand::random(),
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -209,19 +219,28 @@ impl Stub {
         self.reload.clone()
     }
 
-    /// Serves until `shutdown`, then lets requests end within the shutdown timeout.
+    /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload } = self;
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
-        let admin = Admin::new(shared.clone(), shutdown.clone()).run(admin, admin_listener, stopped.clone());
+        let admin = Admin::new(shared.clone()).run(admin, admin_listener, stopped.clone());
         let revocations = shared.open_requests.clone().follow(shared.authorizer.clone());
         let traffic = async {
-            tokio::join!(
-                front::tcp::run(shared.clone(), front, tls, shutdown.clone()),
-                tunnel::run(shared.clone(), tunnel, shutdown.clone()),
-            );
+            let draining = async {
+                shutdown.cancelled().await;
+                drain::run(&shared).await;
+            };
+            // Both go on while the stub drains, and tell those who come that it does.
+            let serving = async {
+                tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel))
+            };
+            tokio::select! {
+                _ = serving => {}
+                () = draining => {}
+            }
+            tunnel::hang_up(&shared, &tunnel).await;
             stopped.cancel();
         };
         tokio::join!(
@@ -235,6 +254,18 @@ impl Stub {
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+/// The keys of the store, with a server certificate that is not about to expire.
+async fn load_keys(config: &StubConfig) -> Result<Arc<StubKeys>, StartError> {
+    private_file::create_directory(&config.state_dir).map_err(StubKeysError::from)?;
+    let config = config.clone();
+    let loading = tokio::task::spawn_blocking(move || {
+        let keys = StubKeys::load(config.open_store()?, SystemTime::now())?;
+        keys.renew_server_certificate_if_due(SystemTime::now())?;
+        Ok::<_, StubKeysError>(Arc::new(keys))
+    });
+    Ok(loading.await.map_err(|_interrupted| StoreError::Stopped).map_err(StubKeysError::from)??)
 }
 
 /// An authorizer, and the file that it has to follow.

@@ -1,7 +1,7 @@
-//! The requests that are open now, so that one which is not allowed any more can be ended.
+//! The requests that are open now, so that one which is not allowed any more can be ended, and all of them at a stop.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -13,6 +13,7 @@ use super::authorize::{Authorizer, Decision, OwnedAttributes};
 pub struct OpenRequests {
     requests: Mutex<HashMap<u64, Arc<Entry>>>,
     next_id: AtomicU64,
+    stopping: AtomicBool,
 }
 
 /// One open request; dropping it means that the request has ended.
@@ -23,17 +24,23 @@ pub struct OpenRequest {
     entry: Arc<Entry>,
 }
 
-/// An open request has to end, because the user has lost the right to it.
+/// Why an open request has to end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("it is not allowed any more: {0}")]
-pub struct Revoked(pub String);
+pub enum Ending {
+    /// The user has lost the right to it.
+    #[error("it is not allowed any more: {0}")]
+    Revoked(String),
+    /// The stub stops.
+    #[error("the access node is shutting down")]
+    Stopping,
+}
 
 #[derive(Debug)]
 struct Entry {
     attributes: Arc<OwnedAttributes>,
     cancelled: CancellationToken,
     /// Set before `cancelled`.
-    revoked: OnceLock<Revoked>,
+    ending: OnceLock<Ending>,
 }
 
 impl OpenRequests {
@@ -43,11 +50,28 @@ impl OpenRequests {
         let entry = Arc::new(Entry {
             attributes: Arc::new(attributes),
             cancelled: CancellationToken::new(),
-            revoked: OnceLock::new(),
+            ending: OnceLock::new(),
         });
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, entry.clone());
+        // Looked at afterwards: a stop in between finds the request among the open ones.
+        if self.stopping.load(Ordering::SeqCst) {
+            entry.end(Ending::Stopping);
+        }
         OpenRequest { requests: self.clone(), id, entry }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Ends every open request and every one to come.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for entry in self.lock().values() {
+            entry.end(Ending::Stopping);
+        }
     }
 
     /// Asks `authorizer` about every open request again whenever its decisions may have changed; never ends.
@@ -64,9 +88,9 @@ impl OpenRequests {
         for entry in entries {
             match authorizer.authorize(entry.attributes.borrowed()).await {
                 Ok(Decision::Allow(_)) => {}
-                Ok(Decision::Deny(reason)) => entry.revoke(Revoked(reason.into_owned())),
+                Ok(Decision::Deny(reason)) => entry.revoke(reason.into_owned()),
                 // It fails closed.
-                Err(error) => entry.revoke(Revoked(error.to_string())),
+                Err(error) => entry.revoke(error.to_string()),
             }
         }
     }
@@ -78,11 +102,16 @@ impl OpenRequests {
 }
 
 impl Entry {
-    fn revoke(&self, revoked: Revoked) {
+    fn revoke(&self, why: String) {
+        let revoked = Ending::Revoked(why);
         let OwnedAttributes { user, cluster, request, .. } = &*self.attributes;
         tracing::warn!(user = user.user, %cluster, verb = request.verb, path = request.path, "ending a request: {revoked}");
-        // Set already where the policy has changed twice meanwhile.
-        let _ = self.revoked.set(revoked);
+        self.end(revoked);
+    }
+
+    fn end(&self, ending: Ending) {
+        // Set already where there is a second reason meanwhile.
+        let _ = self.ending.set(ending);
         self.cancelled.cancel();
     }
 }
@@ -94,12 +123,12 @@ impl OpenRequest {
     }
 
     /// Why the request has to end, if it has to.
-    pub fn revoked(&self) -> Option<&Revoked> {
-        self.entry.revoked.get()
+    pub fn ending(&self) -> Option<&Ending> {
+        self.entry.ending.get()
     }
 
-    /// Waits until [`OpenRequest::revoked`] gives something.
-    pub fn wait_until_revoked(&self) -> WaitForCancellationFutureOwned {
+    /// Waits until [`OpenRequest::ending`] gives something.
+    pub fn wait_for_ending(&self) -> WaitForCancellationFutureOwned {
         self.entry.cancelled.clone().cancelled_owned()
     }
 }
@@ -172,11 +201,11 @@ mod tests {
         let (alice, bob) = (requests.open(attributes("alice")), requests.open(attributes("bob")));
         let following = tokio::spawn(requests.clone().follow(authorizer.clone()));
         tokio::task::yield_now().await;
-        assert_eq!(alice.revoked(), None);
+        assert_eq!(alice.ending(), None);
         authorizer.refuse("alice");
-        tokio::time::timeout(Duration::from_secs(30), alice.wait_until_revoked()).await.unwrap();
-        assert_eq!(alice.revoked(), Some(&Revoked("no".to_owned())));
-        assert_eq!(bob.revoked(), None);
+        tokio::time::timeout(Duration::from_secs(30), alice.wait_for_ending()).await.unwrap();
+        assert_eq!(alice.ending(), Some(&Ending::Revoked("no".to_owned())));
+        assert_eq!(bob.ending(), None);
         following.abort();
     }
 
@@ -186,7 +215,16 @@ mod tests {
         let alice = requests.open(attributes("alice"));
         authorizer.broken.store(true, Ordering::Relaxed);
         requests.authorize_again(&authorizer).await;
-        assert!(alice.revoked().is_some());
+        assert!(alice.ending().is_some());
+    }
+
+    #[test]
+    fn a_stop_ends_what_is_open_and_what_comes_later() {
+        let requests = Arc::new(OpenRequests::default());
+        let before = requests.open(attributes("alice"));
+        requests.stop();
+        let after = requests.open(attributes("alice"));
+        assert_eq!([before.ending(), after.ending()], [Some(&Ending::Stopping); 2]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::authorize::{Decision, OwnedAttributes};
 use super::limits::RequestPlace;
 use super::meter::Meter;
 use super::metrics::Metrics;
+use super::open_requests::Ending;
 use crate::kube::{Status, without_secrets};
 use crate::wire::{AgentName, ClusterId, Identity};
 
@@ -85,6 +86,10 @@ pub enum End {
     BrokenOff,
     /// It was broken off here, because the user has lost the right to it.
     Revoked,
+    /// It was ended here, because the stub stops.
+    Stopped,
+    /// A watch was ended where its client resumes it elsewhere.
+    HandedOver,
 }
 
 impl RequestRecord {
@@ -159,16 +164,24 @@ impl RequestRecord {
         self.trail.response_started(&self.facts);
     }
 
-    /// The answer is whole. That does not change what the end of a revoked request was.
+    /// The answer is whole. That does not change what the end of a request was that had to end.
     pub fn complete(&mut self) {
-        if self.facts.end != End::Revoked {
+        if !matches!(self.facts.end, End::Revoked | End::Stopped) {
             self.facts.end = End::Complete;
         }
     }
 
-    /// It has to end, because the user has lost the right to it.
-    pub fn revoked(&mut self) {
-        self.facts.end = End::Revoked;
+    /// It had to end.
+    pub fn ended_by(&mut self, ending: &Ending) {
+        self.facts.end = match ending {
+            Ending::Revoked(_) => End::Revoked,
+            Ending::Stopping => End::Stopped,
+        };
+    }
+
+    /// It is a watch, and was ended between two events.
+    pub fn handed_over(&mut self) {
+        self.facts.end = End::HandedOver;
     }
 
     /// The answer breaks off.
@@ -223,6 +236,8 @@ impl End {
             Self::Complete => "complete",
             Self::BrokenOff => "broken off",
             Self::Revoked => "revoked",
+            Self::Stopped => "stopped",
+            Self::HandedOver => "handed over",
         }
     }
 }

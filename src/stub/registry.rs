@@ -7,17 +7,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout_at;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::cluster::Cluster;
 use super::meter::{Meter, StreamMeter};
+use super::select::{AgentSelector, Candidate};
 use crate::carrier::{Connection, PathState};
 use crate::pki::AgentIdentity;
-use crate::wire::{Carrier, ClusterId, ErrorCode, Hello, Report};
+use crate::wire::{AgentName, ClusterId, ErrorCode, Hello, Report};
 
 /// The agents that are connected now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
-    clusters: Mutex<HashMap<ClusterId, Vec<Arc<AgentLink>>>>,
+    /// Every cluster that has had an agent since the start.
+    clusters: Mutex<HashMap<ClusterId, Cluster>>,
+    selector: Arc<dyn AgentSelector>,
     available: Notify,
+    started: Instant,
 }
 
 /// One connected agent.
@@ -34,6 +40,7 @@ pub struct AgentLink {
     /// How long it may go without a report before it is late.
     patience: Duration,
     path: watch::Receiver<PathState>,
+    leaving: CancellationToken,
     state: Mutex<LinkState>,
     traffic: Arc<Traffic>,
 }
@@ -52,6 +59,10 @@ struct LinkState {
     heard_at: Instant,
     report: Option<Report>,
     draining: bool,
+    /// Whether it is draining because another connection has taken its place.
+    set_aside: bool,
+    /// Whether it waits until its API server is the cluster's.
+    waiting: bool,
 }
 
 /// How fit an agent is for the next request, best first.
@@ -61,7 +72,7 @@ pub enum Fitness {
     Healthy,
     /// It reports that its API server does not answer.
     UpstreamDown,
-    /// It has not reported for a while, although its connection answers.
+    /// It has not reported for a while, or not yet, although its connection answers.
     Late,
     /// Its connection does not answer: no request goes there until it does.
     Suspect,
@@ -69,13 +80,13 @@ pub enum Fitness {
 
 /// What a new connection means for an older one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Succession {
+pub enum Succession {
     /// Nothing: they are two agents.
     None,
-    /// The agent's process has moved from TCP to QUIC: requests that are open end where they are.
+    /// The agent's process has moved to the other carrier: requests that are open end where they are. Over QUIC they can
+    /// wait there for a network that lets no UDP pass for the moment.
     Moved,
-    /// The older one is dead, or somebody has copied the agent's key; either way two would not be one agent. An agent that
-    /// falls back from QUIC to TCP has given up the older one too.
+    /// The older one is dead, or somebody has copied the agent's key; either way two would not be one agent.
     Superseded,
 }
 
@@ -84,33 +95,44 @@ enum Succession {
 pub enum Unavailable {
     /// None is connected that takes requests.
     NoAgent,
+    /// The stub has just started, and no agent of the cluster has connected yet.
+    NotYet,
     /// There are agents, and none of their connections answers; the one that answered last has not since then.
     AllSuspect(Instant),
 }
 
+/// How long after its start a stub waits for agents that it has not seen yet: they are on their way back.
+const WARM_UP: Duration = Duration::from_secs(5);
+
 impl Registry {
+    /// One without agents, which `selector` chooses among.
+    pub fn new(selector: Arc<dyn AgentSelector>) -> Self {
+        Self { clusters: Mutex::default(), selector, available: Notify::new(), started: Instant::now() }
+    }
+
     /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
     pub fn add(&self, link: Arc<AgentLink>) {
-        let mut superseded = Vec::new();
-        let mut clusters = self.lock();
-        let links = clusters.entry(link.identity.cluster.clone()).or_default();
-        links.retain(|other| match link.succeeds(other) {
-            Succession::None => true,
-            Succession::Moved => {
-                other.drain();
-                true
-            }
-            Succession::Superseded => {
-                superseded.push(other.clone());
-                false
-            }
-        });
-        links.push(link);
-        drop(clusters);
+        let superseded = self.lock().entry(link.identity.cluster.clone()).or_default().add(link);
         for old in superseded {
             old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
         }
         self.available.notify_waiters();
+    }
+
+    /// Notes what an agent tells of itself.
+    pub fn report(&self, link: &AgentLink, report: Report) {
+        let api_server = link.api_server();
+        link.report(report);
+        if link.api_server() != api_server
+            && let Some(cluster) = self.lock().get_mut(&link.identity.cluster)
+        {
+            cluster.settle();
+        }
+    }
+
+    /// Which API server serves `cluster`: the UID of its namespace kube-system. `None` while no agent has told it.
+    pub fn api_server(&self, cluster: &ClusterId) -> Option<Arc<str>> {
+        self.lock().get(cluster)?.api_server().cloned()
     }
 
     /// Notes that an agent's connection answers again.
@@ -130,31 +152,38 @@ impl Registry {
         loop {
             // Made before looking, so that no change in between is missed.
             let changed = self.available.notified();
-            match self.choose(cluster, tried, Instant::now()) {
-                Err(Unavailable::AllSuspect(_)) if timeout_at(deadline, changed).await.is_ok() => {}
+            let until = match self.choose(cluster, tried, Instant::now()) {
+                Err(Unavailable::AllSuspect(_)) => deadline,
+                Err(Unavailable::NotYet) => deadline.min((self.started + WARM_UP).into()),
                 result => return result,
+            };
+            if timeout_at(until, changed).await.is_err() {
+                return self.choose(cluster, tried, Instant::now());
             }
         }
     }
 
     /// Removes an agent, if it is still this connection of it.
     pub fn remove(&self, link: &Arc<AgentLink>) {
-        let mut clusters = self.lock();
-        if let Some(links) = clusters.get_mut(&link.identity.cluster) {
-            links.retain(|other| !Arc::ptr_eq(other, link));
-            if links.is_empty() {
-                clusters.remove(&link.identity.cluster);
-            }
+        // A cluster without agents stays known: its agents are gone, and not on their way back.
+        if let Some(cluster) = self.lock().get_mut(&link.identity.cluster) {
+            cluster.remove(link);
         }
+    }
+
+    /// Whether this process of an agent is connected.
+    pub fn has(&self, identity: &AgentIdentity, instance: u64) -> bool {
+        let clusters = self.lock();
+        let links = clusters.get(&identity.cluster).map(Cluster::links).unwrap_or_default();
+        links.iter().any(|link| link.identity == *identity && link.hello.instance == instance)
     }
 
     /// Every connected agent.
     pub fn all(&self) -> Vec<Arc<AgentLink>> {
-        self.lock().values().flatten().cloned().collect()
+        self.lock().values().flat_map(Cluster::links).cloned().collect()
     }
 
-    /// The agent for the next request to `cluster`, other than those in `tried`: among the fittest, the one with fewer
-    /// open streams of two chosen at random (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
+    /// The agent for the next request to `cluster`, other than those in `tried`: one of the fittest, as the selector chooses.
     ///
     /// # Errors
     ///
@@ -166,11 +195,13 @@ impl Registry {
         now: Instant,
     ) -> Result<Arc<AgentLink>, Unavailable> {
         let clusters = self.lock();
+        let Some(links) = clusters.get(cluster).map(Cluster::links) else {
+            let is_warming_up = now.saturating_duration_since(self.started) < WARM_UP;
+            return Err(if is_warming_up { Unavailable::NotYet } else { Unavailable::NoAgent });
+        };
         let usable = || {
-            clusters
-                .get(cluster)
-                .into_iter()
-                .flatten()
+            links
+                .iter()
                 .filter(|link| !tried.iter().any(|other| Arc::ptr_eq(other, link)))
                 .filter_map(|link| link.fitness(now).map(|fitness| (fitness, link)))
         };
@@ -179,15 +210,14 @@ impl Registry {
             let since = usable().filter_map(|(_, link)| link.suspect_since()).max();
             return Err(Unavailable::AllSuspect(since.unwrap_or(now)));
         }
-        let fittest = || usable().filter(|(fitness, _)| *fitness == best).map(|(_, link)| link);
-        let count = fittest().count();
-        let first = fittest().nth(rand::random_range(0..count));
-        let second = fittest().nth(rand::random_range(0..count));
-        let fewest = first.into_iter().chain(second).min_by_key(|link| link.traffic.open_streams());
-        fewest.cloned().ok_or(Unavailable::NoAgent)
+        let fittest: Vec<&Arc<AgentLink>> =
+            usable().filter(|(fitness, _)| *fitness == best).map(|(_, link)| link).collect();
+        let candidates: Vec<&dyn Candidate> = fittest.iter().map(|link| &***link as &dyn Candidate).collect();
+        let chosen = fittest.get(self.selector.choose(cluster, &candidates)).or(fittest.last());
+        chosen.map(|link| Arc::clone(link)).ok_or(Unavailable::NoAgent)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ClusterId, Vec<Arc<AgentLink>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClusterId, Cluster>> {
         // Nothing that holds the lock leaves the map half changed, so a panic elsewhere does not spoil it.
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,21 +233,73 @@ impl AgentLink {
             connection,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
-            state: Mutex::new(LinkState { heard_at: Instant::now(), report: None, draining: false }),
+            leaving: CancellationToken::new(),
+            state: Mutex::new(LinkState {
+                heard_at: Instant::now(),
+                report: None,
+                draining: false,
+                set_aside: false,
+                waiting: false,
+            }),
             traffic: Arc::default(),
         }
     }
 
-    /// Notes what the agent tells of itself.
-    pub fn report(&self, report: Report) {
+    /// Notes what the agent tells of itself. Tell the registry instead.
+    fn report(&self, report: Report) {
         let mut state = self.state();
         state.heard_at = Instant::now();
         state.report = Some(report);
     }
 
-    /// Notes that the agent takes no new requests.
-    pub fn drain(&self) {
-        self.state().draining = true;
+    /// Notes that the agent takes no new requests, because it is about to stop.
+    pub fn leave(&self) {
+        // A connection that another one of the same agent has replaced is not an agent that stops.
+        if !std::mem::replace(&mut self.state().draining, true) {
+            self.leaving.cancel();
+        }
+    }
+
+    /// Ready once the agent is about to stop.
+    pub fn leaving(&self) -> WaitForCancellationFutureOwned {
+        self.leaving.clone().cancelled_owned()
+    }
+
+    /// Notes that another connection of the same agent takes the new requests.
+    pub fn set_aside(&self) {
+        let mut state = self.state();
+        state.draining = true;
+        state.set_aside = true;
+    }
+
+    fn is_set_aside(&self) -> bool {
+        self.state().set_aside
+    }
+
+    /// The UID of the namespace kube-system of its API server, if it has told that.
+    pub fn api_server(&self) -> Option<Arc<str>> {
+        self.state().report.as_ref()?.api_server.clone()
+    }
+
+    /// Notes whether it has to wait, because `other` than the cluster's is its API server.
+    pub fn wait(&self, other: Option<Arc<str>>) {
+        let before = std::mem::replace(&mut self.state().waiting, other.is_some());
+        let AgentIdentity { cluster, agent } = &self.identity;
+        match other {
+            Some(api_server) if !before => tracing::warn!(
+                %cluster,
+                %agent,
+                %api_server,
+                "agent serves another API server than the cluster's other agents: it gets no requests while those are connected"
+            ),
+            None if before => tracing::info!(%cluster, %agent, "agent waits no longer"),
+            _ => {}
+        }
+    }
+
+    /// Whether it waits until its API server is the cluster's.
+    pub fn is_waiting(&self) -> bool {
+        self.state().waiting
     }
 
     /// The agent's latest report.
@@ -233,25 +315,28 @@ impl AgentLink {
     /// How fit the agent is; `None` when it takes no requests.
     pub fn fitness(&self, now: Instant) -> Option<Fitness> {
         let state = self.state();
-        if state.draining {
+        if state.draining || state.waiting {
             None
         } else if self.suspect_since().is_some() {
             Some(Fitness::Suspect)
         } else if now.saturating_duration_since(state.heard_at) > self.patience {
             Some(Fitness::Late)
-        } else if state.report.as_ref().is_some_and(|report| !report.upstream_healthy) {
-            Some(Fitness::UpstreamDown)
         } else {
-            Some(Fitness::Healthy)
+            match &state.report {
+                // It says so within a moment; until then others do as well.
+                None => Some(Fitness::Late),
+                Some(report) if !report.upstream_healthy => Some(Fitness::UpstreamDown),
+                Some(_) => Some(Fitness::Healthy),
+            }
         }
     }
 
     /// What becomes of `older` when this connection comes.
-    fn succeeds(&self, older: &Self) -> Succession {
-        let carriers = (older.connection.carrier(), self.connection.carrier());
+    pub fn succeeds(&self, older: &Self) -> Succession {
+        let other_carrier = older.connection.carrier() != self.connection.carrier();
         if older.identity.agent != self.identity.agent {
             Succession::None
-        } else if older.hello.instance == self.hello.instance && carriers == (Carrier::Tcp, Carrier::Quic) {
+        } else if older.hello.instance == self.hello.instance && (other_carrier || older.is_set_aside()) {
             Succession::Moved
         } else {
             Succession::Superseded
@@ -265,6 +350,21 @@ impl AgentLink {
 
     fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Candidate for AgentLink {
+    fn name(&self) -> &AgentName {
+        &self.identity.agent
+    }
+
+    fn open_streams(&self) -> usize {
+        self.traffic.open_streams()
+    }
+
+    fn latency(&self) -> Duration {
+        let upstream = self.state().report.as_ref().map_or(Duration::ZERO, |report| report.upstream_latency);
+        self.connection.path().round_trip + upstream
     }
 }
 

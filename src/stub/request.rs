@@ -5,20 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
-use super::body::{AbortOnDrop, AnswerBody, BoundedBody, TunnelledBody};
-use super::dispatch::{Exchange, Outgoing, dispatch};
+use super::body::{AbortOnDrop, AnswerBody, BoundedBody, ResumableWatch, TunnelledBody};
+use super::dispatch::{Exchange, Outgoing, Retries, dispatch};
+use super::drain::Drain;
+use super::event_stream::EventStream;
+use super::farewell::UpgradedSocket;
 use super::front::ClientConnection;
 use super::front::tcp::ClientSocket;
 use super::limits::Limit;
 use super::meter::MeteredSocket;
-use super::open_requests::OpenRequest;
+use super::open_requests::{Ending, OpenRequest};
 use super::record::{GivenAnswer, RequestRecord};
 use super::registry::OpenStream;
 use super::route::Route;
@@ -33,6 +36,9 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// How long a client may go on sending on an upgraded connection that the API server has ended.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// Over how long the ends of watches are spread when all of them have to move.
+const WATCH_SPREAD: Duration = Duration::from_secs(1);
 
 /// Answers one request of a client, whatever version of HTTP it came by.
 pub async fn serve<B>(
@@ -52,7 +58,7 @@ where
         Ok(Answer::Tunnelled(head, rest)) => {
             record.answered(GivenAnswer::Passed(head.status()), Some(rest.agent));
             let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
-            head.map(|()| AnswerBody::Tunnelled(Box::new(body)))
+            head.map(|()| AnswerBody::Tunnelled(Box::new(body.resumable(rest.watch))))
         }
         Ok(Answer::Upgraded(head, upgraded)) => {
             record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
@@ -62,11 +68,17 @@ where
         Err(status) => {
             record.answered(GivenAnswer::Own(status.clone()), None);
             record.complete();
-            own_answer(status, version)
+            let answer = own_answer(status, version);
+            record.facts().meter.count_own(usize::try_from(answer.body().size_hint().lower()).unwrap_or(usize::MAX));
+            answer
         }
     };
     if let Ok(id) = audit_id {
         response.headers_mut().entry(AUDIT_ID).or_insert(id);
+    }
+    if shared.drain.is_announced() && version == Version::HTTP_11 && !response.headers().contains_key(CONNECTION) {
+        // A connection that is not used any more cannot be closed while a request is on its way.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     advertise_http3(&shared, version, response.headers_mut());
     Ok(response)
@@ -92,6 +104,7 @@ struct AnswerRest {
     upload: Option<AbortOnDrop>,
     stream: OpenStream,
     open: OpenRequest,
+    watch: Option<ResumableWatch>,
     agent: AgentName,
 }
 
@@ -105,6 +118,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
 {
+    connection.let_in()?;
     record.audit(shared.audit.begin().await?);
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
@@ -144,17 +158,33 @@ where
         cluster_token: user.cluster_token,
         body: BoundedBody::new(body, bound),
         meter: record.facts().meter.clone(),
-        retries: shared.metrics.retries(&route.cluster),
+        retries: Retries {
+            budget: shared.retry_budgets.of(&route.cluster),
+            made: shared.metrics.retries(&route.cluster),
+            refused: shared.metrics.retries_refused(&route.cluster),
+        },
     };
     let exchange = tokio::select! {
         exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
-        () = open.wait_until_revoked() => {
-            record.revoked();
+        ending = ending_of(&open) => {
+            record.ended_by(&ending);
             // It may be with the API server already.
-            return Err(forbidden(open.attributes(), "the right to it was taken away; it may still complete"));
+            return Err(match ending {
+                Ending::Revoked(_) => {
+                    forbidden(open.attributes(), "the right to it was taken away; it may still complete")
+                }
+                Ending::Stopping => Status::lost_after_dispatch(&route.cluster, &ending.to_string()),
+            });
         }
     };
-    passed_on(exchange, open, &route, &method, upgrade, on_upgrade).await
+    passed_on(exchange, open, &route, &method, upgrade, on_upgrade, &shared.drain).await
+}
+
+/// Waits until a request has to end.
+async fn ending_of(open: &OpenRequest) -> Ending {
+    open.wait_for_ending().await;
+    // It is set before anybody is told.
+    open.ending().cloned().unwrap_or(Ending::Stopping)
 }
 
 /// What is decided about: who asks, in whose name, and for what.
@@ -268,8 +298,9 @@ async fn passed_on(
     method: &Method,
     upgrade: Option<UpgradeProtocol>,
     on_upgrade: OnUpgrade,
+    drain: &Drain,
 ) -> Result<Answer, Status> {
-    let Exchange { head, frames, sender, upload, stream, agent } = exchange;
+    let Exchange { head, frames, sender, upload, stream, agent, leaving } = exchange;
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
@@ -279,7 +310,8 @@ async fn passed_on(
         };
         sender.make_raw();
         write_upgrade(response.headers_mut(), upgrade);
-        return Ok(Answer::Upgraded(response, UpgradedExchange { on_upgrade, sender, frames, stream, open, agent }));
+        let upgraded = UpgradedExchange { on_upgrade, protocol: upgrade, sender, frames, stream, open, agent };
+        return Ok(Answer::Upgraded(response, upgraded));
     }
     if let Some(mut sender) = sender {
         // A refused upgrade: no byte of the client ever follows. The answer may be read to its end all the same.
@@ -289,12 +321,35 @@ async fn passed_on(
     prefix_location(response.headers_mut(), &route.prefix);
     let length = headers::content_length(response.headers()).map_err(|error| Status::bad_gateway(error.to_string()))?;
     let length = length.filter(|_| has_body(method, head.status));
-    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream, open, agent };
+    let watch = resumable_watch(&open, &response, drain, leaving);
+    let rest = AnswerRest { body: ReceivedBody::new(frames, length), upload, stream, open, watch, agent };
     Ok(Answer::Tunnelled(response, rest))
 }
 
+/// Watches are ended when this stub or the agent that serves them is about to stop, since clients resume them by
+/// themselves; not all at once, because they come back at once.
+fn resumable_watch(
+    open: &OpenRequest,
+    response: &Response<()>,
+    drain: &Drain,
+    agent_leaves: impl Future<Output = ()> + Send + 'static,
+) -> Option<ResumableWatch> {
+    if open.attributes().request.verb != "watch" || response.status() != StatusCode::OK {
+        return None;
+    }
+    let stub_closes = drain.closing();
+    let asked = async move {
+        tokio::select! {
+            () = stub_closes => {}
+            () = agent_leaves => {}
+        }
+        tokio::time::sleep(WATCH_SPREAD.mul_f64(rand::random())).await;
+    };
+    Some(ResumableWatch::new(EventStream::of(response.headers())?, asked))
+}
+
 fn write_upgrade(headers: &mut HeaderMap, upgrade: UpgradeProtocol) {
-    headers.insert(http::header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(http::header::UPGRADE, HeaderValue::from_static(upgrade.as_str()));
 }
 
@@ -318,7 +373,7 @@ fn has_body(method: &Method, status: StatusCode) -> bool {
 fn own_answer(status: Status, version: Version) -> Response<AnswerBody> {
     let mut response = status.into_response().map(AnswerBody::from);
     if version >= Version::HTTP_2 {
-        response.headers_mut().remove(http::header::CONNECTION);
+        response.headers_mut().remove(CONNECTION);
     }
     response
 }
@@ -326,6 +381,7 @@ fn own_answer(status: Status, version: Version) -> Response<AnswerBody> {
 /// An exchange whose stream has become an upgraded connection.
 struct UpgradedExchange {
     on_upgrade: OnUpgrade,
+    protocol: UpgradeProtocol,
     sender: crate::carrier::FrameSender,
     frames: crate::carrier::FrameReceiver,
     stream: OpenStream,
@@ -342,13 +398,32 @@ impl UpgradedExchange {
             Err(_gone) => return,
         };
         let socket = MeteredSocket::new(socket, self.stream.meter().clone());
-        let end = tokio::select! {
-            end = relay(socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)) => end,
-            // Dropping the relay disconnects the client and resets the stream.
-            () = self.open.wait_until_revoked() => return record.revoked(),
+        let mut socket = UpgradedSocket::new(socket, self.protocol);
+        let boundary = socket.boundary();
+        let ending = async {
+            let ending = ending_of(&self.open).await;
+            if ending == Ending::Stopping {
+                boundary.await;
+            }
+            ending
         };
-        if end.clean {
-            record.complete();
+        let relayed = tokio::select! {
+            // First, so that what it has written is known when a boundary is looked for.
+            biased;
+            end = relay(&mut socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)) => Ok(end),
+            // Dropping the relay resets the stream.
+            ending = ending => Err(ending),
+        };
+        match relayed {
+            Ok(end) if end.clean => record.complete(),
+            Ok(_broken) => {}
+            Err(ending) => {
+                record.ended_by(&ending);
+                if ending == Ending::Stopping {
+                    socket.close(&ending.to_string()).await;
+                }
+                // Dropping the socket disconnects the client.
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What every connection of a running stub shares.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::HeaderValue;
@@ -12,11 +11,14 @@ use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
+use super::drain::Drain;
 use super::limits::Limits;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
-use crate::pki::{FileError, PeerAuthorities, StubKeys, private_file};
+use super::retry_budget::RetryBudgets;
+use crate::pki::store::{Key, Store, StoreError, Table};
+use crate::pki::{PeerAuthorities, StubKeys};
 use crate::wire::ClusterId;
 
 /// The shared parts of a running stub.
@@ -24,6 +26,8 @@ use crate::wire::ClusterId;
 pub struct Shared {
     /// The settings.
     pub config: StubConfig,
+    /// Made when the process starts: by it agents know whether two addresses lead here.
+    pub instance: u64,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.
@@ -40,6 +44,8 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// How many requests may be tried again.
+    pub retry_budgets: RetryBudgets,
     /// Who vouches for the peers of the QUIC port.
     pub peers: PeerAuthorities,
     /// What HTTP/3 is advertised with (`Alt-Svc`), if it is.
@@ -52,34 +58,39 @@ pub struct Shared {
     pub patience: Patience,
     /// Everything that a stop waits for.
     pub tasks: TaskTracker,
+    /// How far a stop has come.
+    pub drain: Drain,
 }
 
-/// The clusters that somebody has made a join token for: a file for each in the state directory.
+/// The clusters that somebody has made a join token for.
 #[derive(Debug)]
 pub struct KnownClusters {
-    directory: PathBuf,
+    store: Arc<dyn Store>,
     seen: Mutex<HashSet<ClusterId>>,
 }
 
 impl KnownClusters {
-    /// The clusters of a state directory.
-    pub fn new(state_dir: &std::path::Path) -> Self {
-        Self { directory: state_dir.join("clusters"), seen: Mutex::default() }
+    /// The clusters in a store.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, seen: Mutex::default() }
     }
 
     /// Notes that `cluster` exists.
-    pub fn add(&self, cluster: &ClusterId) -> Result<(), FileError> {
-        private_file::create_directory(&self.directory)?;
-        private_file::write(&self.file(cluster), b"")
+    pub fn add(&self, cluster: &ClusterId) -> Result<(), StoreError> {
+        // That it is noted already is as good.
+        self.store.swap(&Key::cluster(cluster), None, Some(b""))?;
+        Ok(())
     }
 
-    /// Whether `cluster` exists. Looks at the disk for one that has not been seen before, since `qtunnel token create`
+    /// Whether `cluster` exists. Looks into the store for one that has not been seen before, since `qtunnel token create`
     /// runs beside the stub.
     pub async fn contains(&self, cluster: &ClusterId) -> bool {
         if self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(cluster) {
             return true;
         }
-        let exists = tokio::fs::try_exists(self.file(cluster)).await.unwrap_or(false);
+        let (store, key) = (self.store.clone(), Key::cluster(cluster));
+        let found = tokio::task::spawn_blocking(move || store.get(&key)).await;
+        let exists = matches!(found, Ok(Ok(Some(_))));
         if exists {
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
         }
@@ -87,22 +98,10 @@ impl KnownClusters {
     }
 
     /// Every known cluster, sorted.
-    pub fn all(&self) -> std::io::Result<Vec<ClusterId>> {
-        let entries = match std::fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut clusters = Vec::new();
-        for entry in entries {
-            clusters.extend(entry?.file_name().to_str().and_then(|name| name.parse::<ClusterId>().ok()));
-        }
+    pub fn all(&self) -> Result<Vec<ClusterId>, StoreError> {
+        let names = self.store.names(Table::Clusters)?;
+        let mut clusters: Vec<ClusterId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         clusters.sort();
         Ok(clusters)
-    }
-
-    /// A cluster id is a DNS label, so it is also a safe file name.
-    fn file(&self, cluster: &ClusterId) -> PathBuf {
-        self.directory.join(cluster.as_str())
     }
 }

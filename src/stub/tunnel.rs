@@ -9,7 +9,6 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
 use super::enrollment;
 use super::front::http3;
@@ -26,52 +25,43 @@ use crate::wire::{
     FrameReader, Hello, Refused, Renew, Welcome, WireError,
 };
 
-/// Accepts agents until `shutdown`, then tells them to go elsewhere.
-pub async fn run(shared: Arc<Shared>, listener: QuicListener, shutdown: CancellationToken) {
-    while let Some(Some(incoming)) = shutdown.run_until_cancelled(listener.accept()).await {
-        let (stranger, handshake) = match shared.limits.admit_handshake(&incoming) {
-            Admission::Handshake(stranger, handshake) => (stranger, handshake),
-            Admission::ProveAddress => {
-                incoming.demand_proof();
-                continue;
-            }
-            Admission::Refused => {
-                incoming.refuse();
-                continue;
-            }
-        };
-        let (shared, shutdown) = (shared.clone(), shutdown.clone());
+/// Why an agent has to go elsewhere.
+const SHUTTING_DOWN: &str = "the stub is shutting down";
+
+/// Accepts agents, and clients that speak HTTP/3. A stub that takes no more requests refuses them at once, so that they try
+/// another one.
+pub async fn run(shared: Arc<Shared>, listener: &QuicListener) {
+    while let Some(incoming) = listener.accept().await {
+        if shared.drain.is_closing() {
+            incoming.refuse();
+            continue;
+        }
+        let Some(attempt) = admitted(&shared, incoming) else { continue };
+        let shared = shared.clone();
         tokio::spawn(async move {
-            let address = incoming.remote_address();
-            let attempt = Attempt { incoming, stranger, handshake };
-            if let Err(error) = accept(&shared, attempt, shutdown).await {
+            let address = attempt.incoming.remote_address();
+            if let Err(error) = accept(&shared, attempt).await {
                 tracing::warn!(%address, "refused a connection to the tunnel: {error}");
             }
         });
     }
-    shared.tasks.close();
-    if timeout(shared.config.limits.shutdown(), shared.tasks.wait()).await.is_err() {
-        tracing::warn!("some requests did not end in time and are cut off");
-    }
-    const REASON: &str = "the stub is shutting down";
+}
+
+/// Closes every agent's connection, and waits a moment so that they hear of it.
+pub async fn hang_up(shared: &Shared, listener: &QuicListener) {
     const PATIENCE: Duration = Duration::from_secs(1);
     // The listener knows the connections over QUIC alone.
     let links = shared.registry.all().into_iter().filter(|link| link.connection.carrier() == Carrier::Tcp);
-    let hanging_up =
-        links.map(async |link| link.connection.close_and_drain(ErrorCode::NoError, REASON, PATIENCE).await);
-    tokio::join!(join_all(hanging_up), listener.close(REASON, PATIENCE));
+    let hanging_up = links.map(|link| async move {
+        link.connection.close_and_drain(ErrorCode::NoError, SHUTTING_DOWN, PATIENCE).await;
+    });
+    tokio::join!(join_all(hanging_up), listener.close(SHUTTING_DOWN, PATIENCE));
 }
 
 /// Serves a connection of the TCP port that speaks for an agent, to its end.
-pub async fn serve_over_tcp(
-    shared: &Shared,
-    socket: TlsStream<TcpStream>,
-    address: SocketAddr,
-    stranger: Stranger,
-    shutdown: CancellationToken,
-) {
+pub async fn serve_over_tcp(shared: &Shared, socket: TlsStream<TcpStream>, address: SocketAddr, stranger: Stranger) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
-        Ok(connection) => established(shared, connection, stranger, shutdown).await,
+        Ok(connection) => established(shared, connection, stranger).await,
         Err(end) => Err(end.into()),
     };
     if let Err(error) = result {
@@ -131,21 +121,36 @@ struct Attempt {
     handshake: OwnedSemaphorePermit,
 }
 
+/// The attempt, if it may go on now.
+fn admitted(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
+    match shared.limits.admit_handshake(&incoming) {
+        Admission::Handshake(stranger, handshake) => return Some(Attempt { incoming, stranger, handshake }),
+        Admission::ProveAddress => incoming.demand_proof(),
+        Admission::Refused => incoming.refuse(),
+    }
+    None
+}
+
 /// One connection over QUIC, from its handshake to its end.
-async fn accept(shared: &Arc<Shared>, attempt: Attempt, shutdown: CancellationToken) -> Result<(), Refusal> {
+async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     let Attempt { incoming, stranger, handshake } = attempt;
     let patience = shared.config.limits.handshake();
     let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
     drop(handshake);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
         // A stop waits for the requests of clients.
-        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger, shutdown)).await;
+        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger)).await;
         return Ok(());
     }
     let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
     let connection = connection.into_tunnel();
     match vouched_for {
-        Ok(()) => established(shared, connection, stranger, shutdown).await,
+        Ok(()) if shared.drain.is_announced() => {
+            // It had better try another stub.
+            connection.close(ErrorCode::NoError, SHUTTING_DOWN);
+            Ok(())
+        }
+        Ok(()) => established(shared, connection, stranger).await,
         Err(error) => {
             let refusal = Refusal::NotVouchedFor(error);
             connection.close(refusal.code(), &refusal.to_string());
@@ -155,14 +160,9 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt, shutdown: CancellationTo
 }
 
 /// What follows the handshake, whatever carries the connection.
-async fn established(
-    shared: &Shared,
-    connection: Connection,
-    stranger: Stranger,
-    shutdown: CancellationToken,
-) -> Result<(), Refusal> {
+async fn established(shared: &Shared, connection: Connection, stranger: Stranger) -> Result<(), Refusal> {
     let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, stranger, shutdown).await,
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, stranger).await,
         Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => {
             enroll(shared, &connection, shared.config.limits.handshake()).await
         }
@@ -176,8 +176,21 @@ async fn established(
 }
 
 async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
-    let (mut sender, mut receiver) =
-        control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    let (sender, receiver) = control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+    tokio::select! {
+        result = answer_enrollment(shared, connection, sender, receiver, patience) => result,
+        // Enrolling takes one stream (proto-spec/qtunnel-1.md, section 11).
+        () = another_stream(connection) => Err(Refusal::UnexpectedMessage),
+    }
+}
+
+async fn answer_enrollment(
+    shared: &Shared,
+    connection: &Connection,
+    mut sender: FrameSender,
+    mut receiver: FrameReceiver,
+    patience: Duration,
+) -> Result<(), Refusal> {
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -188,6 +201,14 @@ async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) ->
             last_word(connection, &mut sender, refused, patience).await?;
             Err(error.into())
         }
+    }
+}
+
+/// Waits for another stream of the peer.
+async fn another_stream(connection: &Connection) {
+    if connection.accept().await.is_err() {
+        // What became of the connection is told elsewhere.
+        std::future::pending().await
     }
 }
 
@@ -204,12 +225,7 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(
-    shared: &Shared,
-    connection: &Connection,
-    stranger: Stranger,
-    shutdown: CancellationToken,
-) -> Result<(), Refusal> {
+async fn serve_agent(shared: &Shared, connection: &Connection, stranger: Stranger) -> Result<(), Refusal> {
     let patience = shared.config.limits.handshake();
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;
@@ -228,6 +244,11 @@ async fn serve_agent(
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
     let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    // The agent has come here by another address of this stub without knowing, and is better served by what it has.
+    if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
+        let welcome = Frame::Welcome(welcome(shared, report_interval));
+        return last_word(connection, &mut sender, welcome, patience).await;
+    }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     connection.trust();
@@ -236,7 +257,7 @@ async fn serve_agent(
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
     shared.registry.add(link.clone());
-    let end = session.run(sender, receiver, shutdown).await;
+    let end = session.run(sender, receiver).await;
     shared.registry.remove(&link);
     connection.close(end.code(), &end.to_string());
     tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
@@ -244,7 +265,12 @@ async fn serve_agent(
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
-    Welcome { stub: shared.config.name.clone(), report_interval, other_stubs: Vec::new() }
+    Welcome {
+        stub: shared.config.name.clone(),
+        report_interval,
+        other_stubs: shared.config.peers.clone(),
+        instance: Some(shared.instance),
+    }
 }
 
 fn log_connected(link: &AgentLink) {
@@ -311,12 +337,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(
-        mut self,
-        mut sender: FrameSender,
-        mut receiver: FrameReceiver,
-        shutdown: CancellationToken,
-    ) -> SessionEnd {
+    async fn run(mut self, mut sender: FrameSender, mut receiver: FrameReceiver) -> SessionEnd {
         let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
         tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
@@ -330,9 +351,9 @@ impl Session<'_> {
                     self.path_changed(std::mem::replace(&mut before, now), now);
                 }
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
-                () = shutdown.cancelled(), if !self.told_to_leave => {
+                () = self.shared.drain.announced(), if !self.told_to_leave => {
                     self.told_to_leave = true;
-                    let drain = Drain { reason: "the stub is shutting down".to_owned() };
+                    let drain = Drain { reason: SHUTTING_DOWN.to_owned() };
                     if let Err(error) = sender.send(&Frame::Drain(drain)).await {
                         return error.into();
                     }
@@ -371,7 +392,7 @@ impl Session<'_> {
 
     async fn heard(&mut self, frame: Frame, sender: &mut FrameSender) -> Result<(), SessionEnd> {
         match frame {
-            Frame::Report(report) => self.link.report(report),
+            Frame::Report(report) => self.shared.registry.report(self.link, report),
             Frame::Drain(drain) => {
                 tracing::info!(
                     cluster = %self.link.identity.cluster,
@@ -379,7 +400,7 @@ impl Session<'_> {
                     "agent takes no more requests: {}",
                     drain.reason
                 );
-                self.link.drain();
+                self.link.leave();
             }
             Frame::Renew(renew) => {
                 let answer = self.renew(renew).await;

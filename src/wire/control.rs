@@ -1,12 +1,13 @@
 //! The messages of the control stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use super::error::{WireError, check_count};
 use super::fields::{FieldReader, write_field, write_number};
-use super::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
+use super::limits::{MAX_API_SERVER_LENGTH, MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 use super::names::ClusterId;
 
 mod field {
@@ -15,13 +16,16 @@ mod field {
     pub const HELLO_INSTANCE: u64 = 0x02;
     pub const HELLO_SOFTWARE: u64 = 0x03;
     pub const HELLO_AUTH_MODE: u64 = 0x04;
+    pub const HELLO_CONNECTED_STUB: u64 = 0x42;
     pub const WELCOME_STUB: u64 = 0x01;
     pub const WELCOME_REPORT_INTERVAL: u64 = 0x02;
     pub const WELCOME_OTHER_STUB: u64 = 0x40;
+    pub const WELCOME_INSTANCE: u64 = 0x41;
     pub const REPORT_OPEN_STREAMS: u64 = 0x01;
     pub const REPORT_UPSTREAM_HEALTHY: u64 = 0x02;
     pub const REPORT_UPSTREAM_LATENCY: u64 = 0x03;
     pub const REPORT_UPSTREAM_ERROR: u64 = 0x40;
+    pub const REPORT_API_SERVER: u64 = 0x41;
     pub const DRAIN_REASON: u64 = 0x01;
     pub const ENROLL_TOKEN: u64 = 0x01;
     pub const ENROLL_REQUEST: u64 = 0x02;
@@ -42,6 +46,9 @@ pub struct Hello {
     pub software: String,
     /// How the agent makes requests.
     pub auth_mode: AuthMode,
+    /// The [`Welcome::instance`] of every stub to which the agent's process has a connection that is to stay. The stub that
+    /// finds its own there does not let this connection take the place of that one.
+    pub connected_stubs: Vec<u64>,
 }
 
 /// How an agent makes requests at its API server.
@@ -58,15 +65,20 @@ impl Hello {
     const NAME: &'static str = "hello";
 
     pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        check_count(CONNECTED, self.connected_stubs.len(), MAX_LIST_ENTRIES)?;
         write_field(field::HELLO_CLUSTER, self.cluster.as_str().as_bytes(), out);
         write_field(field::HELLO_INSTANCE, &self.instance.to_be_bytes(), out);
         write_field(field::HELLO_SOFTWARE, self.software.as_bytes(), out);
         write_number(field::HELLO_AUTH_MODE, self.auth_mode as u64, out);
+        for instance in &self.connected_stubs {
+            write_field(field::HELLO_CONNECTED_STUB, &instance.to_be_bytes(), out);
+        }
         Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
         let (mut cluster, mut instance, mut software, mut auth_mode) = (None, None, None, None);
+        let mut connected_stubs = Vec::new();
         let mut fields = FieldReader::new(Self::NAME, payload);
         while let Some(field) = fields.next_field()? {
             match field.number {
@@ -75,8 +87,11 @@ impl Hello {
                     field.set_once(&mut cluster, id, "cluster")?;
                 }
                 field::HELLO_INSTANCE => {
-                    let bytes = field.value.as_ref().try_into().map_err(|_| field.malformed("instance"))?;
-                    field.set_once(&mut instance, u64::from_be_bytes(bytes), "instance")?;
+                    field.set_once(&mut instance, read_instance(&field)?, "instance")?;
+                }
+                field::HELLO_CONNECTED_STUB => {
+                    check_count(CONNECTED, connected_stubs.len() + 1, MAX_LIST_ENTRIES)?;
+                    connected_stubs.push(read_instance(&field)?);
                 }
                 field::HELLO_SOFTWARE => field.set_once(&mut software, field.text("software")?, "software")?,
                 field::HELLO_AUTH_MODE => {
@@ -96,6 +111,7 @@ impl Hello {
             instance: instance.ok_or(missing("instance"))?,
             software: software.unwrap_or_default(),
             auth_mode: auth_mode.unwrap_or_default(),
+            connected_stubs,
         })
     }
 }
@@ -109,6 +125,8 @@ pub struct Welcome {
     pub report_interval: Duration,
     /// Addresses (`host:port`) of other stubs that the agent may dial as well.
     pub other_stubs: Vec<String>,
+    /// A random number made when the stub's process started: tells whether two addresses lead to the same stub.
+    pub instance: Option<u64>,
 }
 
 impl Welcome {
@@ -124,11 +142,14 @@ impl Welcome {
         for address in &self.other_stubs {
             write_field(field::WELCOME_OTHER_STUB, address.as_bytes(), out);
         }
+        if let Some(instance) = self.instance {
+            write_field(field::WELCOME_INSTANCE, &instance.to_be_bytes(), out);
+        }
         Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
-        let (mut stub, mut report_interval, mut other_stubs) = (None, None, Vec::new());
+        let (mut stub, mut report_interval, mut instance, mut other_stubs) = (None, None, None, Vec::new());
         let mut fields = FieldReader::new(Self::NAME, payload);
         while let Some(field) = fields.next_field()? {
             match field.number {
@@ -140,6 +161,7 @@ impl Welcome {
                     }
                     field.set_once(&mut report_interval, interval, "report interval")?;
                 }
+                field::WELCOME_INSTANCE => field.set_once(&mut instance, read_instance(&field)?, "instance")?,
                 field::WELCOME_OTHER_STUB => {
                     check_count(STUBS, other_stubs.len() + 1, MAX_LIST_ENTRIES)?;
                     other_stubs.push(field.text("other stub")?);
@@ -149,7 +171,7 @@ impl Welcome {
         }
         let report_interval =
             report_interval.ok_or(WireError::NotExactlyOne { message: Self::NAME, field: "report interval" })?;
-        Ok(Self { stub: stub.unwrap_or_default(), report_interval, other_stubs })
+        Ok(Self { stub: stub.unwrap_or_default(), report_interval, other_stubs, instance })
     }
 }
 
@@ -164,6 +186,9 @@ pub struct Report {
     pub upstream_latency: Duration,
     /// What is wrong with the API server; empty when it is healthy.
     pub upstream_error: String,
+    /// Which API server it is: the UID of its namespace kube-system, 1 to [`MAX_API_SERVER_LENGTH`] visible ASCII
+    /// characters. `None` where the agent may not look.
+    pub api_server: Option<Arc<str>>,
 }
 
 impl Report {
@@ -176,11 +201,18 @@ impl Report {
         if !self.upstream_error.is_empty() {
             write_field(field::REPORT_UPSTREAM_ERROR, self.upstream_error.as_bytes(), out);
         }
+        if let Some(api_server) = &self.api_server {
+            if !is_api_server(api_server) {
+                return Err(WireError::Malformed { message: Self::NAME, field: API_SERVER });
+            }
+            write_field(field::REPORT_API_SERVER, api_server.as_bytes(), out);
+        }
         Ok(())
     }
 
     pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
         let (mut open_streams, mut healthy, mut latency, mut error) = (None, None, None, None);
+        let mut api_server = None;
         let mut fields = FieldReader::new(Self::NAME, payload);
         while let Some(field) = fields.next_field()? {
             match field.number {
@@ -197,6 +229,11 @@ impl Report {
                 field::REPORT_UPSTREAM_ERROR => {
                     field.set_once(&mut error, field.text("upstream error")?, "upstream error")?;
                 }
+                field::REPORT_API_SERVER => {
+                    let uid = Some(field.text(API_SERVER)?).filter(|uid| is_api_server(uid));
+                    let uid = uid.ok_or_else(|| field.malformed(API_SERVER))?;
+                    field.set_once(&mut api_server, uid.into(), API_SERVER)?;
+                }
                 _ => field.unknown()?,
             }
         }
@@ -206,6 +243,7 @@ impl Report {
             upstream_healthy: healthy.ok_or(missing("upstream health"))?,
             upstream_latency: latency.unwrap_or_default(),
             upstream_error: error.unwrap_or_default(),
+            api_server,
         })
     }
 }
@@ -341,6 +379,11 @@ one_field_message!(Drain, "drain", reason, field::DRAIN_REASON, "reason", str::a
 one_field_message!(Refused, "refusal", reason, field::REFUSED_REASON, "reason", str::as_bytes, read_reason);
 one_field_message!(Renew, "renewal", request, field::RENEW_REQUEST, "certificate request", Bytes::as_ref, read_bytes);
 
+fn read_instance(field: &super::fields::Field) -> Result<u64, WireError> {
+    let bytes = field.value.as_ref().try_into().map_err(|_| field.malformed("instance"))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
 fn read_reason(field: &super::fields::Field) -> Result<String, WireError> {
     field.text("reason")
 }
@@ -357,5 +400,11 @@ fn is_report_interval(interval: Duration) -> bool {
     (MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL).contains(&interval)
 }
 
+fn is_api_server(uid: &str) -> bool {
+    (1..=MAX_API_SERVER_LENGTH).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+const API_SERVER: &str = "API server";
+const CONNECTED: &str = "the connected stubs of a hello";
 const STUBS: &str = "the stubs of a welcome";
 const CHAIN: &str = "the chain of a certificate";

@@ -43,3 +43,6 @@ pub const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The longest interval between reports that a stub may ask for.
 pub const MAX_REPORT_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// The longest name of an API server in a report, in bytes.
+pub const MAX_API_SERVER_LENGTH: usize = 64;

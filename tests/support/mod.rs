@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod balancer;
 pub mod capture;
 pub mod conversation;
 pub mod echo;
@@ -12,6 +13,7 @@ pub mod http;
 pub mod http1;
 pub mod http3;
 pub mod kubectl;
+pub mod load;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

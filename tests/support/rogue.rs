@@ -9,7 +9,7 @@ use qtunnel::carrier::{
     Connection, ConnectionEnd, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, SendStream,
 };
 use qtunnel::pki::{
-    AgentCredentials, AgentKey, AgentState, JoinToken, StubKeys, enrollment_client_config, find_pinned,
+    AgentCredentials, AgentKey, AgentState, DirectoryStore, JoinToken, StubKeys, enrollment_client_config, find_pinned,
     tunnel_client_config, tunnel_server_config,
 };
 use qtunnel::wire::{
@@ -116,6 +116,7 @@ pub fn hello(credentials: &AgentCredentials) -> Vec<u8> {
         instance: 1,
         software: "rogue".to_owned(),
         auth_mode: AuthMode::Impersonate,
+        connected_stubs: Vec::new(),
     };
     [varints(&[StreamKind::Control as u64]), frames(&[Frame::Hello(hello)])].concat()
 }
@@ -127,6 +128,7 @@ pub fn report() -> Frame {
         upstream_healthy: true,
         upstream_latency: Duration::from_millis(1),
         upstream_error: String::new(),
+        api_server: None,
     })
 }
 
@@ -172,7 +174,8 @@ impl RogueStub {
     /// Takes the place of `stub`, which is killed.
     pub fn instead_of(stub: &mut Stub) -> Self {
         stub.process.kill();
-        let keys = StubKeys::load(&stub.state_dir(), std::time::SystemTime::now()).expect("keys");
+        let keys = StubKeys::load(Arc::new(DirectoryStore::new(&stub.state_dir())), std::time::SystemTime::now())
+            .expect("keys");
         let authority = std::slice::from_ref(keys.agent_authority().certificate_der());
         let tls = tunnel_server_config(keys.server(), authority).expect("TLS");
         let listener = QuicListener::bind(stub.address, Arc::new(tls), &QuicSettings::default()).expect("a port");
@@ -200,5 +203,10 @@ impl RogueStub {
 
 /// A good welcome.
 pub fn welcome() -> Welcome {
-    Welcome { stub: "rogue".to_owned(), report_interval: Duration::from_millis(200), other_stubs: Vec::new() }
+    Welcome {
+        stub: "rogue".to_owned(),
+        report_interval: Duration::from_millis(200),
+        other_stubs: Vec::new(),
+        instance: None,
+    }
 }

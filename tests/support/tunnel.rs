@@ -145,8 +145,23 @@ impl Stub {
         let state = dir.path().join("stub");
         init_stub_for(&state, options.base_domain.as_deref(), &options.hosts).ok();
         let config = state.join("stub.toml");
-        change_settings(&config, &[("", "listen", "127.0.0.1:0".into())]);
         change_settings(&config, &options.settings);
+        Self::start_in(dir)
+    }
+
+    /// Starts another one with a copy of the same keys, tokens and clusters, on a port of its own.
+    pub fn start_another(&self, options: StubOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("stub");
+        copy_files(&self.state_dir(), &state);
+        change_settings(&state.join("stub.toml"), &options.settings);
+        Self::start_in(dir)
+    }
+
+    /// Starts the stub whose settings and keys are in `dir`.
+    fn start_in(dir: TempDir) -> Self {
+        let config = dir.path().join("stub").join("stub.toml");
+        change_settings(&config, &[("", "listen", "127.0.0.1:0".into())]);
         let mut process = start_stub(&config);
         let address = listening_address(&mut process, "stub listens");
         // For kubeconfigs, and for a restart on the same port.
@@ -163,6 +178,13 @@ impl Stub {
     /// Its state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("stub")
+    }
+
+    /// Where it answers over plain HTTP; needs `listen` under `[admin]`. From now on it is the same after a restart.
+    pub fn admin_address(&mut self) -> SocketAddr {
+        let address = listening_address(&mut self.process, "admin address listens");
+        change_settings(&self.config(), &[("admin", "listen", address.to_string().into())]);
+        address
     }
 
     /// Kills it and starts it again on the same port with the same settings file.
@@ -226,6 +248,20 @@ impl Stub {
     /// Waits until no request is open on agents of `cluster`.
     pub fn wait_until_idle(&self, cluster: &str) {
         eventually(&format!("no open stream of {cluster}"), || (self.open_streams(cluster) == 0).then_some(()));
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy_files(&entry.path(), &target),
+            kind if kind.is_file() => drop(std::fs::copy(entry.path(), &target).unwrap()),
+            // The admin socket.
+            _ => {}
+        }
     }
 }
 

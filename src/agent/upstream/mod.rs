@@ -8,6 +8,7 @@ mod body;
 mod connector;
 mod credential;
 mod health;
+mod identity;
 mod pool;
 
 use std::sync::Arc;

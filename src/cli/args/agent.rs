@@ -47,9 +47,9 @@ Examples:
 /// `qtunnel agent manifest`.
 #[derive(Debug, Args)]
 pub struct ManifestArgs {
-    /// The stub.
-    #[arg(long, env = "QTUNNEL_STUB", value_name = "HOST:PORT")]
-    pub stub: StubAddress,
+    /// The stubs; may be given several times.
+    #[arg(long, env = "QTUNNEL_STUB", value_name = "HOST:PORT", value_delimiter = ',', required = true)]
+    pub stub: Vec<StubAddress>,
     /// The join token, with as many uses as there are replicas. It is part of what is printed.
     #[arg(long, env = "QTUNNEL_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: JoinToken,
@@ -76,9 +76,10 @@ pub struct AgentArgs {
     /// A settings file (TOML) with any of these flags as keys, without the dashes in front: `stub = \"...\"`.
     #[arg(long, env = "QTUNNEL_AGENT_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The stub.
-    #[arg(long, env = "QTUNNEL_STUB", value_name = "HOST:PORT")]
-    pub stub: Option<StubAddress>,
+    /// The stubs; may be given several times. The agent is connected to all of them at once, to each address of a name, and
+    /// to those that they name.
+    #[arg(long, env = "QTUNNEL_STUB", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub stub: Vec<StubAddress>,
     /// The join token; needed until the agent has joined.
     #[arg(long, env = "QTUNNEL_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<JoinToken>,

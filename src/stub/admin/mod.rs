@@ -2,7 +2,7 @@
 //! owner may open (`qtunnel status` asks there), and on a TCP address where one is configured.
 //!
 //! - `/metrics`: for Prometheus, in the text format of OpenMetrics.
-//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is shutting down.
+//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop.
 //! - `/api/v1/status`: [`StubStatus`] as JSON.
 //!
 //! Nobody is authenticated: whoever reaches the address may read all of it. It tells of clusters, agents and numbers, never
@@ -52,14 +52,12 @@ const CONNECTIONS: usize = 64;
 #[derive(Debug)]
 pub struct Admin {
     shared: Arc<Shared>,
-    /// Cancelled once the stub takes no more requests.
-    shutdown: CancellationToken,
 }
 
 impl Admin {
-    /// Answers for the stub, which stops taking requests at `shutdown`.
-    pub fn new(shared: Arc<Shared>, shutdown: CancellationToken) -> Self {
-        Self { shared, shutdown }
+    /// Answers for the stub.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
     }
 
     /// Answers on both addresses until `stopped`: also while the stub is shutting down, and says so.
@@ -81,7 +79,7 @@ impl Admin {
         }
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok"),
-            "/readyz" if self.shutdown.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+            "/readyz" if self.shared.drain.is_announced() => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
             "/readyz" => text(StatusCode::OK, "ok"),
             "/metrics" => content(
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -27,6 +27,8 @@ pub struct StubStatus {
 pub struct ClusterStatus {
     /// Its id.
     pub id: String,
+    /// Which API server serves it: the UID of the namespace kube-system there. `None` while no agent has told it.
+    pub api_server: Option<String>,
     /// Its connected agents, sorted by name.
     pub agents: Vec<AgentStatus>,
 }
@@ -45,10 +47,13 @@ pub struct AgentStatus {
     pub software: String,
     /// `impersonate` or `passthrough`.
     pub auth_mode: String,
-    /// `healthy`, `upstream down`, `late` (with its reports), `suspect` (it does not answer) or `draining`.
+    /// `healthy`, `upstream down`, `late` (with its reports), `suspect` (it does not answer), `draining`, or `waiting`
+    /// (it serves another API server than the cluster's other agents).
     pub state: String,
     /// For how long it has not answered, in milliseconds, if it is suspect.
     pub suspect_for_ms: Option<f64>,
+    /// Which API server it serves: the UID of the namespace kube-system there, if it has told that.
+    pub api_server: Option<String>,
     /// What is wrong with its API server.
     pub upstream_error: String,
     /// Round trip from the agent to its API server, in milliseconds.
@@ -78,6 +83,7 @@ pub(super) fn status_of(shared: &Shared) -> StubStatus {
     clusters.sort();
     clusters.dedup();
     let clusters = clusters.into_iter().map(|id| ClusterStatus {
+        api_server: shared.registry.api_server(&id).map(|uid| uid.to_string()),
         agents: links.iter().filter(|link| link.identity.cluster == id).map(|link| agent_status(link)).collect(),
         id: id.to_string(),
     });
@@ -97,6 +103,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         Some(Fitness::UpstreamDown) => "upstream down",
         Some(Fitness::Late) => "late",
         Some(Fitness::Suspect) => "suspect",
+        None if link.is_waiting() => "waiting",
         None => "draining",
     };
     AgentStatus {
@@ -109,6 +116,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
             AuthMode::PassThrough => "passthrough".to_owned(),
         },
         state: state.to_owned(),
+        api_server: link.api_server().map(|uid| uid.to_string()),
         suspect_for_ms: link.suspect_since().map(|since| since.elapsed().as_secs_f64() * 1000.0),
         upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),

@@ -6,6 +6,7 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::carrier::{CongestionControl, QuicSettings, TcpSettings};
+use crate::stub::select::SelectorKind;
 
 /// The `[agents]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -21,6 +22,9 @@ pub struct AgentsConfig {
     pub idle_timeout: SignedDuration,
     /// Bytes that one stream may have in flight towards the stub. Default 16 MiB: 1 Gbit/s at 100 ms.
     pub stream_window: u32,
+    /// Which of several agents takes the next request: `least-streams`, `random-round-robin` or `lowest-latency`. Agents that
+    /// do not answer, or whose API server does not, come last whatever it says. Default `least-streams`.
+    pub selector: SelectorKind,
     /// How much the stub has in flight towards agents: `cubic` or `bbr`. Default `cubic`.
     pub congestion: CongestionControl,
 }
@@ -33,6 +37,7 @@ impl Default for AgentsConfig {
             report_interval: SignedDuration::from_secs(5),
             idle_timeout: SignedDuration::from_mins(5),
             stream_window: quic.stream_window,
+            selector: SelectorKind::default(),
             congestion: quic.congestion,
         }
     }

@@ -49,7 +49,10 @@ pub struct LimitsConfig {
     /// While an agent's connection does not answer, how long a request is waited for whose answer has not begun. Answers
     /// that have begun wait for as long as the connection lives. Default 30 s.
     pub silence_timeout: SignedDuration,
-    /// At a stop, how long requests may take to end. Default 10 s.
+    /// At a stop, how long the stub still takes requests when it is not ready any more: as long as load balancers need to
+    /// notice. Default 1 s.
+    pub drain_delay: SignedDuration,
+    /// After that, how long requests may take to end. Default 10 s.
     pub shutdown_timeout: SignedDuration,
 }
 
@@ -73,6 +76,7 @@ impl Default for LimitsConfig {
             dispatch_timeout: SignedDuration::from_secs(10),
             response_timeout: SignedDuration::from_mins(10),
             silence_timeout: SignedDuration::from_secs(30),
+            drain_delay: SignedDuration::from_secs(1),
             shutdown_timeout: SignedDuration::from_secs(10),
         }
     }
@@ -114,6 +118,11 @@ impl LimitsConfig {
     /// See [`LimitsConfig::silence_timeout`].
     pub fn silence(&self) -> Duration {
         self.silence_timeout.unsigned_abs()
+    }
+
+    /// See [`LimitsConfig::drain_delay`].
+    pub fn drain_delay(&self) -> Duration {
+        self.drain_delay.unsigned_abs()
     }
 
     /// See [`LimitsConfig::shutdown_timeout`].

@@ -5,10 +5,13 @@ mod agents;
 mod authentication;
 mod authorization;
 mod http3;
+mod kubernetes;
 mod limits;
+mod store;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -17,10 +20,13 @@ pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
 pub use http3::Http3Config;
+pub use kubernetes::KubernetesConfig;
 pub use limits::LimitsConfig;
+pub use store::StoreConfig;
 
 use super::audit::{AuditConfig, SinkConfig};
-use crate::wire::limits::{MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
+use crate::pki::{Store, StoreError};
+use crate::wire::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,12 +39,23 @@ pub struct StubConfig {
     pub listen: SocketAddr,
     /// What users and agents dial (`host:port`), for kubeconfig files and join instructions.
     pub public_address: String,
+    /// Other stubs with the same keys (`host:port`, as agents dial them), at most 64. Agents that connect here connect to them
+    /// too. This stub may be among them, so that all can have the same list. Default: none.
+    #[serde(default)]
+    pub peers: Vec<String>,
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,
-    /// Where keys, join tokens and known clusters are kept; relative to the settings file. Default: beside it.
+    /// Where this stub keeps what is its own, and by default also what it shares; relative to the settings file. Default:
+    /// beside it.
     #[serde(default)]
     pub state_dir: PathBuf,
+    /// Where keys, join tokens and known clusters are kept, which stubs may share. Default: in `state_dir`.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// The cluster that keeps Secrets and Leases, where the settings want some.
+    #[serde(default)]
+    pub kubernetes: KubernetesConfig,
     /// Who users are.
     #[serde(default)]
     pub authentication: AuthenticationConfig,
@@ -100,6 +117,10 @@ impl StubConfig {
         config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));
         config.state_dir = directory.join(&config.state_dir);
+        if let StoreConfig::Directory { path: Some(path) } = &mut config.store {
+            *path = directory.join(&path);
+        }
+        config.kubernetes.kubeconfig = config.kubernetes.kubeconfig.map(|file| directory.join(file));
         if let AuthorizationConfig::Policy { policy_file } = &mut config.authorization {
             *policy_file = directory.join(&policy_file);
         }
@@ -126,6 +147,12 @@ impl StubConfig {
         if let Some(key) = self.limits.impossible() {
             return Err(format!("limits.{key} has to be at least 1"));
         }
+        if self.peers.len() > MAX_LIST_ENTRIES {
+            return Err(format!("peers has {} entries, and can have {MAX_LIST_ENTRIES}", self.peers.len()));
+        }
+        if let Some(peer) = self.peers.iter().find(|peer| !is_host_and_port(peer)) {
+            return Err(format!("peers has {peer:?}, and has to have host:port"));
+        }
         let interval = self.agents.report_interval;
         let allowed = MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL;
         match interval.is_positive() && allowed.contains(&interval.unsigned_abs()) {
@@ -134,10 +161,19 @@ impl StubConfig {
         }
     }
 
+    /// Opens what stubs share; see [`StoreConfig::open`].
+    pub fn open_store(&self) -> Result<Arc<dyn Store>, StoreError> {
+        self.store.open(&self.state_dir, &self.kubernetes.access())
+    }
+
     /// Where the running stub answers `qtunnel status`.
     pub fn admin_socket(&self) -> PathBuf {
         self.state_dir.join("admin.sock")
     }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn default_name() -> String {

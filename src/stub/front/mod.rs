@@ -8,8 +8,11 @@ use std::net::SocketAddr;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::SetOnce;
+use tokio_util::sync::CancellationToken;
 
+use crate::kube::Status;
 use crate::pki::{CertificateError, Validity, user_identity};
+use crate::stub::drain::Drain;
 use crate::wire::Identity;
 
 /// What is known of the connection that requests come over.
@@ -23,6 +26,8 @@ pub struct ClientConnection {
     pub certificate: Option<ClientCertificate>,
     /// Set once a request on the connection was made by somebody known. Until then the client is a stranger.
     pub authenticated: SetOnce<()>,
+    /// Of a connection that came too late, because the stub was about to stop: to be cancelled when its client knows.
+    turned_away: Option<CancellationToken>,
 }
 
 /// A client's certificate, parsed once.
@@ -47,6 +52,37 @@ impl ClientConnection {
             }
             None => None,
         };
-        Ok(Self { address, server_name, certificate, authenticated: SetOnce::new() })
+        Ok(Self { address, server_name, certificate, authenticated: SetOnce::new(), turned_away: None })
+    }
+
+    /// The same, to be turned away if the stub takes no more requests.
+    fn coming_while(self, drain: &Drain) -> Self {
+        Self { turned_away: drain.is_closing().then(CancellationToken::new), ..self }
+    }
+
+    /// Whether requests may be made here.
+    ///
+    /// # Errors
+    ///
+    /// 429 on a connection that was turned away: nothing has happened, so clients make the request again, on another one.
+    pub fn let_in(&self) -> Result<(), Status> {
+        match &self.turned_away {
+            None => Ok(()),
+            Some(told) => {
+                told.cancel();
+                Err(Status::draining())
+            }
+        }
+    }
+
+    /// Waits until the connection has to be closed once its requests have ended.
+    fn closing(&self, drain: &Drain) -> impl Future<Output = ()> + Send + use<> {
+        let (told, drain) = (self.turned_away.clone(), drain.clone());
+        async move {
+            match told {
+                Some(told) => told.cancelled().await,
+                None => drain.closing().await,
+            }
+        }
     }
 }

@@ -16,11 +16,10 @@ use rustls::server::{Acceptor, ClientHello};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 
 use super::ClientConnection;
 use crate::carrier::Disconnect;
@@ -50,39 +49,23 @@ pub struct PortTls {
     pub agents: Arc<ServerConfig>,
 }
 
-/// Accepts clients and agents until `shutdown`, then lets the clients' requests end.
-pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutdown: CancellationToken) {
+/// Accepts clients and agents. When the stub is about to stop it tells those who come that it is.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
-    while let Some(Ok(place)) = shutdown.run_until_cancelled(places.clone().acquire_owned()).await {
-        let accepted = match shutdown.run_until_cancelled(listener.accept()).await {
-            Some(accepted) => accepted,
-            None => break,
-        };
-        match accepted {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        match listener.accept().await {
             Ok((socket, address)) => {
                 let Some(stranger) = shared.limits.admit_connection(address.ip()) else {
                     hang_up(&socket);
                     continue;
                 };
-                let (shared, tls, shutdown) = (shared.clone(), tls.clone(), shutdown.clone());
-                shared.clone().tasks.spawn(async move {
-                    match handshake(&shared, socket, &tls).await {
-                        Ok(Accepted::Client(socket)) => {
-                            if let Err(error) = serve_client(shared, socket, address, stranger, shutdown).await {
-                                tracing::debug!(%address, "a client's connection ended: {error}");
-                            }
-                            drop(place);
-                        }
-                        Ok(Accepted::Agent(socket)) => {
-                            // A stop waits for requests, not for agents: they stay to serve them.
-                            tokio::spawn(async move {
-                                tunnel::serve_over_tcp(&shared, socket, address, stranger, shutdown).await;
-                                drop(place);
-                            });
-                        }
-                        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
-                    }
-                });
+                let newcomer = Newcomer { address, stranger, place };
+                let serving = serve(shared.clone(), socket, newcomer, tls.clone());
+                // A stop waits for the requests of those that came in time.
+                match shared.drain.is_closing() {
+                    true => drop(tokio::spawn(serving)),
+                    false => drop(shared.tasks.spawn(serving)),
+                }
             }
             Err(error) => {
                 // Mostly a lack of file descriptors: trying again at once would only burn a core.
@@ -97,6 +80,34 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls, shutd
 fn hang_up(socket: &TcpStream) {
     // Without it the peer sees a FIN.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// A connection that was admitted.
+struct Newcomer {
+    address: SocketAddr,
+    stranger: Stranger,
+    /// Held for as long as the connection lives.
+    place: OwnedSemaphorePermit,
+}
+
+async fn serve(shared: Arc<Shared>, socket: TcpStream, newcomer: Newcomer, tls: PortTls) {
+    let Newcomer { address, stranger, place } = newcomer;
+    match handshake(&shared, socket, &tls).await {
+        Ok(Accepted::Client(socket)) => {
+            if let Err(error) = serve_client(shared, socket, address, stranger).await {
+                tracing::debug!(%address, "a client's connection ended: {error}");
+            }
+            drop(place);
+        }
+        Ok(Accepted::Agent(socket)) => {
+            // A stop waits for requests, not for agents: they stay to serve them.
+            tokio::spawn(async move {
+                tunnel::serve_over_tcp(&shared, socket, address, stranger).await;
+                drop(place);
+            });
+        }
+        Err(error) => tracing::debug!(%address, "a connection was not established: {error}"),
+    }
 }
 
 /// Why a connection ended otherwise than by itself.
@@ -128,6 +139,9 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
     let accepting = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         if offers_tunnel(&start.client_hello()) {
+            if shared.drain.is_announced() {
+                return Err(io::Error::other("the stub is about to stop, and the agent had better try another one"));
+            }
             start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
         } else {
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
@@ -146,9 +160,9 @@ async fn serve_client(
     socket: Socket,
     address: SocketAddr,
     stranger: Stranger,
-    shutdown: CancellationToken,
 ) -> Result<(), ConnectionError> {
-    let connection = Arc::new(client_connection(&socket, address)?);
+    let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
+    let closing = connection.closing(&shared.drain);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
     let strange = shared.limits.wait_for_stranger(&connection, stranger);
@@ -171,7 +185,7 @@ async fn serve_client(
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
             () = strange => return Err(ConnectionError::Stranger),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     } else {
@@ -187,7 +201,7 @@ async fn serve_client(
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
             () = strange => return Err(ConnectionError::Stranger),
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }

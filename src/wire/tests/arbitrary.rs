@@ -183,27 +183,29 @@ fn dial() -> BoxedStrategy<Frame> {
 }
 
 fn hello() -> BoxedStrategy<Frame> {
-    (label(), any::<u64>(), text(), select(vec![AuthMode::Impersonate, AuthMode::PassThrough]))
-        .prop_map(|(cluster, instance, software, auth_mode)| {
+    let modes = select(vec![AuthMode::Impersonate, AuthMode::PassThrough]);
+    (label(), any::<u64>(), text(), modes, vec(any::<u64>(), 0..4))
+        .prop_map(|(cluster, instance, software, auth_mode, connected_stubs)| {
             let cluster = cluster.parse().expect("the pattern makes cluster ids");
-            Frame::Hello(Hello { cluster, instance, software, auth_mode })
+            Frame::Hello(Hello { cluster, instance, software, auth_mode, connected_stubs })
         })
         .boxed()
 }
 
 fn welcome() -> BoxedStrategy<Frame> {
-    (text(), 10_u64..=3_600_000, vec(text(), 0..4))
-        .prop_map(|(stub, interval, other_stubs)| {
-            Frame::Welcome(Welcome { stub, report_interval: Duration::from_millis(interval), other_stubs })
+    (text(), 10_u64..=3_600_000, vec(text(), 0..4), any::<Option<u64>>())
+        .prop_map(|(stub, interval, other_stubs, instance)| {
+            Frame::Welcome(Welcome { stub, report_interval: Duration::from_millis(interval), other_stubs, instance })
         })
         .boxed()
 }
 
 fn report() -> BoxedStrategy<Frame> {
-    (0..=MAX_VARINT, any::<bool>(), 0..=MAX_VARINT, text())
-        .prop_map(|(open_streams, upstream_healthy, latency, upstream_error)| {
+    (0..=MAX_VARINT, any::<bool>(), 0..=MAX_VARINT, text(), proptest::option::of("[!-~]{1,64}"))
+        .prop_map(|(open_streams, upstream_healthy, latency, upstream_error, api_server)| {
             let upstream_latency = Duration::from_micros(latency);
-            Frame::Report(Report { open_streams, upstream_healthy, upstream_latency, upstream_error })
+            let api_server = api_server.map(Into::into);
+            Frame::Report(Report { open_streams, upstream_healthy, upstream_latency, upstream_error, api_server })
         })
         .boxed()
 }

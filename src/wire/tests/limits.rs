@@ -79,6 +79,7 @@ fn a_control_message_longer_than_the_bound_is_refused_before_its_payload_comes()
         instance: 1,
         software: String::new(),
         auth_mode: Default::default(),
+        connected_stubs: Vec::new(),
     };
     let mut stream =
         BytesMut::from(&write_all(Direction::ControlFromAgent, &[Frame::Hello(hello)]).expect("a hello")[..]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::wire::{AuthMode, Frame, Identity, Record, RequestHead, Welcome};
+use crate::wire::{AuthMode, Frame, Hello, Identity, Record, RequestHead, Welcome};
 
 /// One frame as one line.
 pub fn render(frame: &Frame) -> String {
@@ -28,20 +28,17 @@ pub fn render(frame: &Frame) -> String {
             .text("address", &dial.address.to_string())
             .text("audit-id", &dial.audit_id),
         Frame::Dialed(_) => line.word("DIALED"),
-        Frame::Hello(hello) => line
-            .word("HELLO")
-            .text("cluster", hello.cluster.as_str())
-            .value("instance", format_args!("{:016x}", hello.instance))
-            .text("software", &hello.software)
-            .value("auth-mode", auth_mode(hello.auth_mode)),
+        Frame::Hello(hello) => line.hello(hello),
         Frame::Welcome(welcome) => line.welcome(welcome),
         Frame::Refused(refused) => line.word("REFUSED").text("reason", &refused.reason),
-        Frame::Report(report) => line
-            .word("REPORT")
-            .value("open-streams", report.open_streams)
-            .value("upstream-healthy", yes_or_no(report.upstream_healthy))
-            .value("upstream-latency-us", whole(report.upstream_latency, Duration::from_micros(1)))
-            .text("upstream-error", &report.upstream_error),
+        Frame::Report(report) => {
+            line.word("REPORT")
+                .value("open-streams", report.open_streams)
+                .value("upstream-healthy", yes_or_no(report.upstream_healthy))
+                .value("upstream-latency-us", whole(report.upstream_latency, Duration::from_micros(1)))
+                .text("upstream-error", &report.upstream_error);
+            report.api_server.iter().fold(&mut line, |line, uid| line.text("api-server", uid))
+        }
         Frame::Drain(drain) => line.word("DRAIN").text("reason", &drain.reason),
         Frame::Renew(renew) => line.word("RENEW").value("request", hex(&renew.request)),
         Frame::Certificate(certificate) => {
@@ -145,12 +142,27 @@ impl Line {
         self
     }
 
+    fn hello(&mut self, hello: &Hello) -> &mut Self {
+        self.word("HELLO")
+            .text("cluster", hello.cluster.as_str())
+            .value("instance", format_args!("{:016x}", hello.instance))
+            .text("software", &hello.software)
+            .value("auth-mode", auth_mode(hello.auth_mode));
+        for instance in &hello.connected_stubs {
+            self.value("connected-stub", format_args!("{instance:016x}"));
+        }
+        self
+    }
+
     fn welcome(&mut self, welcome: &Welcome) -> &mut Self {
         self.word("WELCOME")
             .text("stub", &welcome.stub)
             .value("report-interval-ms", whole(welcome.report_interval, Duration::from_millis(1)));
         for address in &welcome.other_stubs {
             self.text("other-stub", address);
+        }
+        if let Some(instance) = welcome.instance {
+            self.value("instance", format!("{instance:016x}"));
         }
         self
     }

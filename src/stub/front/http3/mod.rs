@@ -51,26 +51,16 @@ const UNANSWERED: usize = 256;
 /// How long a client has to hang up after it was told that the stub stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Serves a connection of a client whose handshake is complete, until it ends, or until `shutdown` and the end of the
-/// requests that it has then.
-pub async fn serve(
-    shared: Arc<Shared>,
-    connection: quinn::Connection,
-    stranger: Stranger,
-    shutdown: CancellationToken,
-) {
+/// Serves a connection of a client whose handshake is complete, until it ends, or until the stub takes no more requests and
+/// the end of those that it has then.
+pub async fn serve(shared: Arc<Shared>, connection: quinn::Connection, stranger: Stranger) {
     let address = connection.remote_address();
-    if let Err(error) = admit_and_serve(shared, &connection, stranger, shutdown).await {
+    if let Err(error) = admit_and_serve(shared, &connection, stranger).await {
         tracing::debug!(%address, "a client's HTTP/3 connection ended: {error}");
     }
 }
 
-async fn admit_and_serve(
-    shared: Arc<Shared>,
-    quic: &quinn::Connection,
-    stranger: Stranger,
-    shutdown: CancellationToken,
-) -> Result<(), Http3Error> {
+async fn admit_and_serve(shared: Arc<Shared>, quic: &quinn::Connection, stranger: Stranger) -> Result<(), Http3Error> {
     let connection = Arc::new(client_connection(&shared, quic).inspect_err(|error| error.tell(quic))?);
     let Some(_place) = shared.limits.admit_http3(connection.address.ip()) else {
         Http3Error::TooMany.tell(quic);
@@ -84,7 +74,7 @@ async fn admit_and_serve(
         .await?;
     let client = Arc::new(Http3Client { shared, connection, credit: Credit::default() });
     // Dropped, h3's connection closes the one below without a word, so that has to have been told before.
-    client.serve(&mut http3, quic, &latest, stranger, shutdown).await.inspect_err(|error| error.tell(quic))
+    client.serve(&mut http3, quic, &latest, stranger).await.inspect_err(|error| error.tell(quic))
 }
 
 /// Why a connection ended otherwise than by itself.
@@ -129,17 +119,17 @@ struct Http3Client {
 }
 
 impl Http3Client {
-    /// Answers the requests of the connection, until it ends or `shutdown`.
+    /// Answers the requests of the connection, until it ends or the stub takes no more.
     async fn serve(
         self: &Arc<Self>,
         http3: &mut Http3Connection,
         quic: &quinn::Connection,
         latest: &Latest,
         stranger: Stranger,
-        shutdown: CancellationToken,
     ) -> Result<(), Http3Error> {
         quic.set_max_concurrent_bi_streams(STRANGERS_REQUESTS.into());
         let mut strange = pin!(self.shared.limits.wait_for_stranger(&self.connection, stranger));
+        let mut closing = pin!(self.shared.drain.closing());
         let requests = TaskTracker::new();
         let mut trusted = false;
         loop {
@@ -161,7 +151,7 @@ impl Http3Client {
                 }
                 () = &mut strange => return Err(Http3Error::Stranger),
                 () = self.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
-                () = shutdown.cancelled() => break,
+                () = &mut closing => break,
             }
         }
         requests.close();

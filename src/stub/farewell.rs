@@ -1,0 +1,197 @@
+//! Saying goodbye on an upgraded connection, which WebSocket has a word for and SPDY has not.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, sink};
+use tokio::time::timeout;
+
+use crate::carrier::Disconnect;
+use crate::wire::UpgradeProtocol;
+
+/// A client's upgraded connection of which is known where its frames end.
+#[derive(Debug)]
+pub struct UpgradedSocket<S> {
+    socket: S,
+    frames: Option<WebSocketFrames>,
+    boundary: Arc<AtomicBool>,
+}
+
+/// The status code of an endpoint that is going away (RFC 6455, section 7.4.1).
+const GOING_AWAY: u16 = 1001;
+
+/// How long the client has to take the close frame, and then to end its direction.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl<S: AsyncRead + AsyncWrite + Disconnect + Unpin> UpgradedSocket<S> {
+    /// A connection that speaks `protocol`, of which nothing has been written yet.
+    pub fn new(socket: S, protocol: UpgradeProtocol) -> Self {
+        let frames = match protocol {
+            UpgradeProtocol::WebSocket => Some(WebSocketFrames::default()),
+            // A clean end would mean that all is well, and SPDY's GOAWAY has no reason that kubectl would show.
+            UpgradeProtocol::Spdy => None,
+        };
+        let boundary = Arc::new(AtomicBool::new(frames.is_some()));
+        Self { socket, frames, boundary }
+    }
+
+    /// Becomes ready when goodbye can be said, for a task that also writes to the socket; and after a moment without such
+    /// a place.
+    pub fn boundary(&self) -> impl Future<Output = ()> + use<S> {
+        let boundary = self.boundary.clone();
+        async move {
+            // Woken by the writing, which goes on in the same task.
+            let reached = std::future::poll_fn(|_| match boundary.load(Ordering::Relaxed) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            });
+            let _ = timeout(PATIENCE, reached).await;
+        }
+    }
+
+    /// Closes the connection with `reason` where its protocol allows that, and disconnects it otherwise.
+    pub async fn close(mut self, reason: &str) {
+        let said = match self.boundary.load(Ordering::Relaxed) {
+            true => timeout(PATIENCE, self.say_goodbye(reason)).await,
+            false => Ok(Err(io::ErrorKind::Unsupported.into())),
+        };
+        match said {
+            // Closing a socket with unread bytes in it would discard what was sent (RFC 1122, section 4.2.2.13).
+            Ok(Ok(())) => drop(timeout(PATIENCE, tokio::io::copy(&mut self.socket, &mut sink())).await),
+            _ => self.socket.disconnect(),
+        }
+    }
+
+    async fn say_goodbye(&mut self, reason: &str) -> io::Result<()> {
+        self.socket.write_all(&close_frame(GOING_AWAY, reason)).await?;
+        self.socket.shutdown().await
+    }
+}
+
+/// A server's close frame (RFC 6455, section 5.5.1). The reason is cut to what fits into a control frame.
+fn close_frame(code: u16, reason: &str) -> Vec<u8> {
+    const MAX_REASON: usize = 123;
+    let reason = &reason[..reason.floor_char_boundary(MAX_REASON)];
+    let length = 2 + reason.len() as u8;
+    [&[0x88, length], code.to_be_bytes().as_slice(), reason.as_bytes()].concat()
+}
+
+impl<S: Disconnect> Disconnect for UpgradedSocket<S> {
+    fn disconnect(&mut self) {
+        self.socket.disconnect();
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for UpgradedSocket<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for UpgradedSocket<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write(context, data))?;
+        let Self { frames, boundary, .. } = &mut *self;
+        if let Some(frames) = frames {
+            frames.pass(&data[..written]);
+            boundary.store(frames.is_between_frames(), Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+/// Follows the frames of one direction of a WebSocket connection (RFC 6455, section 5.2), whatever is in them.
+#[derive(Debug, Default)]
+struct WebSocketFrames {
+    /// What has come of a frame's header: at most 14 bytes.
+    header: Vec<u8>,
+    /// How many bytes of the payload are still to come.
+    left: u64,
+}
+
+impl WebSocketFrames {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while bytes.has_remaining() {
+            if self.left > 0 {
+                let skipped = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+                bytes.advance(skipped);
+                self.left -= skipped as u64;
+                continue;
+            }
+            self.header.push(bytes.get_u8());
+            if let Some(length) = payload_length(&self.header) {
+                self.left = length;
+                self.header.clear();
+            }
+        }
+    }
+
+    fn is_between_frames(&self) -> bool {
+        self.left == 0 && self.header.is_empty()
+    }
+}
+
+/// How long the payload behind a header is; `None` while the header is not whole.
+fn payload_length(header: &[u8]) -> Option<u64> {
+    let [_, second, rest @ ..] = header else { return None };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    let (extended, short) = match second & 0x7f {
+        126 => (2, None),
+        127 => (8, None),
+        length => (0, Some(u64::from(length))),
+    };
+    let number = rest.get(..extended).filter(|_| rest.len() >= extended + mask)?;
+    Some(short.unwrap_or_else(|| number.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(bytes: &[u8]) -> Vec<usize> {
+        let mut frames = WebSocketFrames::default();
+        let mut ends = Vec::new();
+        for (index, byte) in bytes.iter().enumerate() {
+            frames.pass(&[*byte]);
+            ends.extend(frames.is_between_frames().then_some(index + 1));
+        }
+        ends
+    }
+
+    #[test]
+    fn frames_of_every_length_are_followed() {
+        assert_eq!(ends(b"\x82\x03abc\x89\x00\x82\x81mask!"), [5, 7, 14]);
+        let medium = [b"\x82\x7e\x01\x00".as_slice(), &[b'x'; 256], b"\x8a\x00"].concat();
+        assert_eq!(ends(&medium), [260, 262]);
+        let long = [b"\x82\x7f\0\0\0\0\0\x01\0\0".as_slice(), &[b'x'; 65536]].concat();
+        assert_eq!(ends(&long), [65546]);
+        let mut at_once = WebSocketFrames::default();
+        at_once.pass(&long);
+        assert!(at_once.is_between_frames());
+    }
+
+    #[test]
+    fn a_close_frame_fits_into_a_control_frame() {
+        assert_eq!(close_frame(1001, "bye"), b"\x88\x05\x03\xe9bye");
+        let longest = close_frame(1001, &"ä".repeat(100));
+        assert_eq!((longest.len(), longest[1]), (2 + 124, 124));
+        assert_eq!(ends(&longest), [126]);
+    }
+}
