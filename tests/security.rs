@@ -587,7 +587,6 @@ async fn a_request_never_leads_an_agent_elsewhere() {
     let (address, prefix, host) = (elsewhere.address, &scene.user.prefix, &scene.user.host);
     for request in [
         format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\n"),
-        format!("GET http://{address}{prefix}{LIST} HTTP/1.1\r\nHost: {address}\r\n\r\n"),
         format!("GET http://{address}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
         format!("GET {prefix}@{address}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
         format!("GET {prefix}//{address}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
@@ -598,6 +597,12 @@ async fn a_request_never_leads_an_agent_elsewhere() {
         assert!([400, 404, 421].contains(&head.status()), "{request}: {head:?}");
         expect_nothing_came(&scene.user, &mut came, &request).await;
     }
+    // The absolute form names a server too (RFC 9112, section 3.2.2); all the same it is the cluster's own that is asked.
+    let mut client = scene.user.connect().await;
+    let request = format!("GET http://{address}{prefix}{LIST} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    client.write(request.as_bytes()).await.expect("a request is sent");
+    assert_eq!(client.answer("GET").await.text(), "fine");
+    assert_eq!(next(&mut came).await.head.target(), LIST);
     // A node's address is for the API server to dial, not for the agent.
     let path = format!("/api/v1/nodes/{}:{}/proxy/metrics", address.ip(), address.port());
     assert_eq!(ask(&scene.user, Version::Http2, &path, &[]).await.text(), "fine");

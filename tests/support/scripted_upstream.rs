@@ -16,6 +16,9 @@ use super::tunnel::Upstream;
 /// The path of the agent's health checks, which every scripted API server answers by itself.
 const READYZ: &str = "/readyz";
 
+/// Where the agent asks which API server it is. A scripted one does not say, and tests hear nothing of it.
+const IDENTITY: &str = "/api/v1/namespaces/kube-system";
+
 /// A running scripted API server. Dropping it closes everything.
 pub struct ScriptedUpstream {
     /// Where it listens.
@@ -156,6 +159,13 @@ where
             let status = if state.unready.load(Ordering::SeqCst) { "503 Service Unavailable" } else { "200 OK" };
             let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok");
             if connection.wire.write(answer.as_bytes()).await.is_err() {
+                return;
+            }
+            continue;
+        }
+        // No user's request comes without one.
+        if head.target() == IDENTITY && head.header("impersonate-user").is_none() {
+            if connection.wire.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await.is_err() {
                 return;
             }
             continue;
