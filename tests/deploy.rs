@@ -2,16 +2,16 @@
 
 mod support;
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use k8s_openapi::api::{apps, core, policy, rbac};
+use k8s_openapi::api::{apps, coordination, core, networking, policy, rbac};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use support::kubectl::{Kubectl, in_path};
 use support::process::{Input, Process};
+use support::shared_store::{administrator, take_pem_files};
 use support::tunnel::{
     CLUSTER, SampleApi, Stub, StubOptions, change_settings, init_stub, qtunnel, run_qtunnel, start_stub,
 };
@@ -23,7 +23,8 @@ const TOKEN_PLACEHOLDER: &str = "REPLACE-WITH-A-JOIN-TOKEN";
 const KUSTOMIZATIONS: [&str; 4] = ["agent", "stub", "example/agent", "example/stub"];
 
 /// The kinds of the manifests that the sample API serves.
-const SAMPLE_KINDS: [&str; 6] = ["Namespace", "Secret", "ServiceAccount", "ConfigMap", "Service", "Deployment"];
+const SAMPLE_KINDS: [&str; 7] =
+    ["Namespace", "Secret", "ServiceAccount", "ConfigMap", "Service", "Deployment", "Lease"];
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
@@ -96,6 +97,10 @@ fn understood(document: &Value) -> Value {
         "Service" => through::<core::v1::Service>(document),
         "ServiceAccount" => through::<core::v1::ServiceAccount>(document),
         "PersistentVolumeClaim" => through::<core::v1::PersistentVolumeClaim>(document),
+        "Role" => through::<rbac::v1::Role>(document),
+        "RoleBinding" => through::<rbac::v1::RoleBinding>(document),
+        "Lease" => through::<coordination::v1::Lease>(document),
+        "NetworkPolicy" => through::<networking::v1::NetworkPolicy>(document),
         "ClusterRole" => through::<rbac::v1::ClusterRole>(document),
         "ClusterRoleBinding" => through::<rbac::v1::ClusterRoleBinding>(document),
         "PodDisruptionBudget" => through::<policy::v1::PodDisruptionBudget>(document),
@@ -236,6 +241,14 @@ fn a_manifest_with_names_that_make_no_sense_is_refused() {
 }
 
 #[test]
+fn a_manifest_may_name_several_stubs() {
+    let documents = manifest(&["--stub", "stub-1.example.com:8443,[2001:db8::1]:8443"]);
+    let container = &pod_specs(&documents)[0]["containers"][0];
+    let stubs = "stub.example.com:8443,stub-1.example.com:8443,[2001:db8::1]:8443";
+    assert_eq!(environment(container)["QTUNNEL_STUB"], stubs);
+}
+
+#[test]
 fn an_agents_environment_serves_its_manifest_too() {
     let token = join_token();
     let mut command = qtunnel(["agent", "manifest"]);
@@ -273,7 +286,7 @@ fn kubectl_applies_what_the_sample_api_serves() {
 
 #[test]
 fn both_ports_of_the_stub_survive_a_change_of_its_services() {
-    let stub = documents(&std::fs::read_to_string(deploy("kubernetes/stub/stub.yaml")).unwrap());
+    let stub = stub_documents();
     let services: Vec<_> = stub.iter().filter(|document| document["kind"] == "Service").collect();
     let ports: Vec<_> = services.iter().map(|service| service["spec"]["ports"].as_array().unwrap()).collect();
     // kubectl merges ports by their number alone.
@@ -334,89 +347,119 @@ fn the_agents_of_a_manifest_join_and_connect() {
     assert_eq!(connected(), names);
 }
 
-/// The stub's Deployment, with the system's temporary folder in the place of its volumes.
-struct StubPod {
-    pod: Value,
-    settings: String,
-    root: tempfile::TempDir,
+/// The stub's manifest.
+fn stub_documents() -> Vec<Value> {
+    documents(&std::fs::read_to_string(deploy("kubernetes/stub/stub.yaml")).unwrap())
 }
 
-impl StubPod {
-    fn new() -> Self {
-        let documents = documents(&std::fs::read_to_string(deploy("kubernetes/stub/stub.yaml")).unwrap());
-        let settings = std::fs::read_to_string(deploy("kubernetes/stub/stub.toml")).unwrap();
-        let pod = only(&documents, "Deployment")["spec"]["template"]["spec"].clone();
-        Self { pod, settings, root: tempfile::tempdir().unwrap() }
-    }
-
-    /// Where something of the pod is here.
-    fn path(&self, in_pod: &str) -> PathBuf {
-        self.root.path().join(in_pod.trim_start_matches('/'))
-    }
-
-    fn container_path(&self, container: &Value, variable: &str) -> PathBuf {
-        self.path(environment(container)[variable].as_str().unwrap())
-    }
-
-    /// Runs the init container, as one of its pods.
-    fn copy_keys(&self) {
-        let init = &self.pod["initContainers"][0];
-        let words = strings(&init["command"]);
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).env_clear().env("PATH", "/usr/bin:/bin");
-        command.envs(["KEYS", "STATE_DIR"].map(|name| (name, self.container_path(init, name))));
-        Process::run("the init container", command, Input::None).ok();
-    }
-
-    /// Writes the settings where the container looks for them.
-    fn settings_file(&self) -> PathBuf {
-        let config = self.container_path(&self.pod["containers"][0], "QTUNNEL_CONFIG");
-        std::fs::create_dir_all(config.parent().unwrap()).unwrap();
-        std::fs::write(&config, &self.settings).unwrap();
-        let state = self.settings.parse::<toml::Table>().unwrap()["state_dir"].as_str().unwrap().to_owned();
-        let state = self.path(&state).to_str().unwrap().to_owned();
-        change_settings(&config, &[("", "state_dir", state.into()), ("", "listen", "127.0.0.1:0".into())]);
-        config
-    }
+/// What the stub's settings file says.
+fn stub_settings() -> toml::Table {
+    std::fs::read_to_string(deploy("kubernetes/stub/stub.toml")).unwrap().parse().unwrap()
 }
 
-#[test]
-fn the_stub_of_the_manifests_starts_with_keys_from_its_secret() {
-    let stub = StubPod::new();
-    let init = &stub.pod["initContainers"][0];
-    let (keys, state) = (stub.container_path(init, "KEYS"), stub.container_path(init, "STATE_DIR"));
-    init_stub(&keys, None).ok();
-    std::fs::create_dir_all(state.parent().unwrap()).unwrap();
-    stub.copy_keys();
-    let config = stub.settings_file();
-    let mut process = start_stub(&config);
-    process.wait_for_log("stub listens");
-    run_qtunnel(["token", "create", "--config", config.to_str().unwrap(), "--cluster", CLUSTER]).ok();
-    drop(process);
-    // A later pod finds what the stub has made of its keys, whatever the Secret says.
-    std::fs::write(state.join("server.pem"), "renewed").unwrap();
-    std::fs::remove_file(state.join("user-ca.pem")).unwrap();
-    stub.copy_keys();
-    assert_eq!(std::fs::read_to_string(state.join("server.pem")).unwrap(), "renewed");
-    assert!(state.join("user-ca.pem").exists());
-    let left_over = std::fs::read_dir(&state).unwrap().filter(|entry| {
-        entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == OsStr::new("new"))
+/// Creates the objects of a kind, as `kubectl apply` does.
+async fn create<K>(client: &kube::Client, documents: &[Value], kind: &str) -> Vec<String>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    K: Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+{
+    let mut names = Vec::new();
+    for document in documents.iter().filter(|document| document["kind"] == kind) {
+        let namespace = document["metadata"]["namespace"].as_str().unwrap();
+        let object: K = serde_json::from_value(document.clone()).unwrap();
+        kube::Api::namespaced(client.clone(), namespace).create(&Default::default(), &object).await.unwrap();
+        names.push(document["metadata"]["name"].as_str().unwrap().to_owned());
+    }
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stubs_of_the_manifests_share_secrets_and_elect_a_leader() {
+    let (api, documents) = (SampleApi::start(), stub_documents());
+    let client = administrator(&api).await;
+    let namespace = serde_json::from_value(only(&documents, "Namespace").clone()).unwrap();
+    kube::Api::<core::v1::Namespace>::all(client.clone()).create(&Default::default(), &namespace).await.unwrap();
+    let mut secrets = create::<core::v1::Secret>(&client, &documents, "Secret").await;
+    let leases = create::<coordination::v1::Lease>(&client, &documents, "Lease").await;
+    let root = tempfile::tempdir().unwrap();
+    init_stub(&root.path().join("keys"), None).ok();
+    let keys = json!({
+        "kind": "Secret",
+        "metadata": {"name": "qtunnel-stub-keys", "namespace": "qtunnel-stub"},
+        "data": take_pem_files(&root.path().join("keys")),
     });
-    assert_eq!(left_over.count(), 0);
+    secrets.extend(create::<core::v1::Secret>(&client, &[keys], "Secret").await);
+
+    // They may change what they need, by name, and nothing else.
+    secrets.sort();
+    let rules = only(&documents, "Role")["rules"].as_array().unwrap().clone();
+    let mut named = strings(&rules[0]["resourceNames"]);
+    named.sort_unstable();
+    assert_eq!(
+        (strings(&rules[0]["resources"]), named),
+        (vec!["secrets"], secrets.iter().map(String::as_str).collect())
+    );
+    assert_eq!(strings(&rules[1]["resourceNames"]), leases);
+    assert!(rules.len() == 2 && rules.iter().all(|rule| strings(&rule["verbs"]) == ["get", "update"]), "{rules:?}");
+
+    let kubeconfig = api.kubeconfig().to_str().unwrap().to_owned();
+    let start = |name: &str| {
+        let state = root.path().join(name);
+        std::fs::create_dir(&state).unwrap();
+        let config = state.join("stub.toml");
+        std::fs::write(&config, stub_settings().to_string()).unwrap();
+        // Not in a pod there is no ServiceAccount, and no namespace of it.
+        let here = [
+            ("", "state_dir", state.to_str().unwrap().into()),
+            ("", "listen", "127.0.0.1:0".into()),
+            ("", "name", name.into()),
+            ("admin", "listen", "127.0.0.1:0".into()),
+            ("kubernetes", "kubeconfig", kubeconfig.clone().into()),
+            ("store", "namespace", "qtunnel-stub".into()),
+        ];
+        change_settings(&config, &here);
+        let mut process = start_stub(&config);
+        process.wait_for_log("stub listens");
+        (config, process)
+    };
+    let (config, mut leader) = start("one");
+    leader.wait_for_log("this stub leads");
+    let (_, mut other) = start("two");
+    other.wait_for_log("another leader");
+    run_qtunnel(["token", "create", "--config", config.to_str().unwrap(), "--cluster", CLUSTER]).ok();
 }
 
 #[test]
-fn kubectl_puts_a_stubs_keys_into_the_secret_that_its_deployment_names() {
+fn the_stub_that_stands_by_neither_gets_requests_nor_keeps_the_leader_where_it_is() {
+    let documents = stub_documents();
+    let deployment = &only(&documents, "Deployment")["spec"];
+    let container = &deployment["template"]["spec"]["containers"][0];
+    let probe = &container["readinessProbe"]["httpGet"];
+    assert_eq!(probe["path"], "/readyz");
+    let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == probe["port"]).unwrap();
+    let admin = stub_settings()["admin"]["listen"].as_str().unwrap().to_owned();
+    assert_eq!(admin.rsplit_once(':').unwrap().1, port["containerPort"].to_string());
+    // One of two is never ready: what waits for it waits for ever.
+    let replicas = &deployment["replicas"];
+    assert_eq!(&deployment["strategy"]["rollingUpdate"]["maxUnavailable"], replicas);
+    assert_eq!(&only(&documents, "PodDisruptionBudget")["spec"]["maxUnavailable"], replicas);
+    // The Lease of the settings is the one that the stub may change.
+    let lease = &only(&documents, "Lease")["metadata"];
+    let name = format!("{}/{}", lease["namespace"].as_str().unwrap(), lease["name"].as_str().unwrap());
+    assert_eq!(stub_settings()["election"]["lease"].as_str(), Some(name.as_str()));
+}
+
+#[test]
+fn kubectl_puts_a_stubs_keys_into_the_secret_that_stubs_read() {
     let Some(kubectl) = Kubectl::newest(Path::new("/dev/null")) else { return };
     let keys = kubectl.home().join("stub-keys");
     init_stub(&keys, None).ok();
     let from = format!("--from-file={}", keys.display());
     let fixed = ["create", "secret", "generic", "qtunnel-stub-keys", "--dry-run=client", "--output=json", &from];
     let secret: Value = serde_json::from_str(&kubectl.ok(&fixed)).unwrap();
-    let volumes = StubPod::new().pod["volumes"].clone();
-    assert!(
-        volumes.as_array().unwrap().iter().any(|volume| volume["secret"]["secretName"] == secret["metadata"]["name"])
-    );
+    let documents = stub_documents();
+    let rules = only(&documents, "Role")["rules"].as_array().unwrap();
+    assert!(strings(&rules[0]["resourceNames"]).contains(&secret["metadata"]["name"].as_str().unwrap()));
     let mut files: Vec<_> = secret["data"].as_object().unwrap().keys().filter(|name| name.ends_with(".pem")).collect();
     files.sort();
     let authorities = ["agent-ca-key.pem", "agent-ca.pem", "server-ca-key.pem", "server-ca.pem"];

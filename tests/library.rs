@@ -139,14 +139,9 @@ impl Tunnel {
 
 async fn stub(directory: &Path, cluster: &ClusterId) -> (Stub, StubKeys) {
     let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let keys = StubKeys::create(
-        Arc::new(DirectoryStore::new(directory)),
-        &[HostName::Ip(loopback.ip())],
-        None,
-        SystemTime::now(),
-    );
-    let keys = keys.unwrap();
-    KnownClusters::new(keys.store().clone()).add(cluster).unwrap();
+    let store = Arc::new(DirectoryStore::new(directory));
+    let keys = StubKeys::create(store.clone(), &[HostName::Ip(loopback.ip())], None, SystemTime::now()).unwrap();
+    KnownClusters::new(store).add(cluster).unwrap();
     let settings = directory.join("stub.toml");
     let text = "listen = '127.0.0.1:0'\npublic_address = '127.0.0.1:0'\nauthorization = { mode = 'deny-all' }\n";
     std::fs::write(&settings, text).unwrap();

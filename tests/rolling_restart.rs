@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::net::SocketAddr;
-
 use rustix::process::Signal;
 use tokio::task::block_in_place;
 
@@ -57,7 +55,8 @@ async fn stubs_that_are_restarted_one_after_the_other_lose_no_request() {
     }
     let backends = stubs.each_mut().map(|stub| Backend { address: stub.address, admin: stub.admin_address() });
     let balancer = Balancer::start(backends.to_vec());
-    let load = Load::start(&behind(&balancer, &stubs[0])).await;
+    let kubeconfig = stubs[0].kubeconfig(CLUSTER, "alice", &[USERS]);
+    let load = Load::start(&balancer.kubeconfig(&kubeconfig, stubs[0].address)).await;
     for _ in 0..2 {
         for stub in &mut stubs {
             load.goes_on(BETWEEN).await;
@@ -80,13 +79,4 @@ async fn stubs_that_are_restarted_one_after_the_other_lose_no_request() {
 fn nothing_was_lost(outcome: &Outcome) {
     assert_eq!(outcome.failures, Vec::<String>::new());
     assert!(outcome.answered > 5 * BETWEEN);
-}
-
-/// A kubeconfig that leads to the balancer.
-fn behind(balancer: &Balancer, stub: &Stub) -> std::path::PathBuf {
-    let path = stub.kubeconfig(CLUSTER, "alice", &[USERS]);
-    let port = |address: SocketAddr| format!("127.0.0.1:{}", address.port());
-    let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace(&port(stub.address), &port(balancer.address))).unwrap();
-    path
 }

@@ -6,13 +6,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use rustls::client::Resumption;
+use tokio::time::{sleep, timeout};
 
 use super::address::AddressError;
 use super::proxy::{Proxy, ProxyError, ProxySettings};
 use super::target::Target;
-use crate::carrier::{Connection, ConnectionEnd, QuicDialer, QuicSettings, TcpDialer, TcpSettings};
+use crate::carrier::{
+    Connection, ConnectionEnd, QuicDialer, QuicSettings, RecvStream, SendStream, TcpDialer, TcpSettings,
+};
+use crate::wire::ErrorCode;
 
 /// Which carriers an agent uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,7 +64,24 @@ pub struct Dialer {
     choice: CarrierChoice,
     proxy: Option<Proxy>,
     quic: QuicDialer,
+    /// Without sessions: one is used up by each attempt that offers it, also if nobody answers.
+    probe: QuicDialer,
     tcp: TcpDialer,
+}
+
+/// A connection to a stub.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The connection.
+    pub connection: Connection,
+    /// The stream on which the stub has taken the first words as early data.
+    pub said: Option<(SendStream, RecvStream)>,
+}
+
+impl From<Connection> for Dialled {
+    fn from(connection: Connection) -> Self {
+        Self { connection, said: None }
+    }
 }
 
 /// Why there is no connection to a stub.
@@ -90,6 +112,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long QUIC is waited for before TCP is tried beside it.
 const HEAD_START: Duration = Duration::from_secs(3);
 
+/// Beyond two round trips, how long sessions may be on their way.
+const SESSIONS_GRACE: Duration = Duration::from_secs(1);
+
 impl Dialer {
     /// Dials `stub` with `tls`.
     ///
@@ -97,27 +122,41 @@ impl Dialer {
     ///
     /// When `tls` cannot do QUIC.
     pub fn new(stub: &Target, carrier: &CarrierSettings, tls: DialTls, quic: &QuicSettings) -> io::Result<Self> {
+        let mut without_sessions = tls.quic.clone();
+        without_sessions.resumption = Resumption::disabled();
         Ok(Self {
             stub: stub.clone(),
             choice: carrier.choice,
             proxy: carrier.proxy.proxy_for(stub.name().host(), stub.name().port()).cloned(),
             quic: QuicDialer::new(Arc::new(tls.quic), quic.clone())?,
+            probe: QuicDialer::new(Arc::new(without_sessions), quic.clone())?,
             tcp: TcpDialer::new(Arc::new(tls.tcp), TcpSettings::from(quic)),
         })
     }
 
-    /// Connects as the settings say.
-    pub async fn dial(&self) -> Result<Connection, DialError> {
+    /// Connects as the settings say. `words` are said with the first packet if QUIC has a session to resume.
+    pub async fn dial(&self, words: &Bytes) -> Result<Dialled, DialError> {
+        self.choose(self.dial_quic(words)).await
+    }
+
+    /// The same without a word, and without a session to resume: nobody may be there.
+    pub async fn probe(&self) -> Result<Connection, DialError> {
+        let host = self.stub.name().host();
+        let quic = async { Ok(self.first_address(|address| self.probe.dial(address, host)).await?.into()) };
+        Ok(self.choose(quic).await?.connection)
+    }
+
+    async fn choose(&self, quic: impl Future<Output = Result<Dialled, DialError>>) -> Result<Dialled, DialError> {
         match self.choice {
-            CarrierChoice::Auto => self.race().await,
-            CarrierChoice::Quic => self.dial_quic().await,
-            CarrierChoice::Tcp => self.dial_tcp().await,
+            CarrierChoice::Auto => self.race(quic).await,
+            CarrierChoice::Quic => quic.await,
+            CarrierChoice::Tcp => self.dial_tcp().await.map(Dialled::from),
         }
     }
 
     /// QUIC with a head start, then whichever is first.
-    async fn race(&self) -> Result<Connection, DialError> {
-        let mut quic = pin!(self.dial_quic());
+    async fn race(&self, quic: impl Future<Output = Result<Dialled, DialError>>) -> Result<Dialled, DialError> {
+        let mut quic = pin!(quic);
         let mut quic_error = match timeout(HEAD_START, quic.as_mut()).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => Some(error),
@@ -133,7 +172,7 @@ impl Dialer {
                     Err(error) => quic_error = Some(error),
                 },
                 result = tcp.as_mut(), if tcp_error.is_none() => match result {
-                    Ok(connection) => return Ok(connection),
+                    Ok(connection) => return Ok(connection.into()),
                     Err(error) => tcp_error = Some(error),
                 },
             }
@@ -145,8 +184,19 @@ impl Dialer {
     }
 
     /// Connects over QUIC to the first of the stub's addresses that answers.
-    pub async fn dial_quic(&self) -> Result<Connection, DialError> {
-        self.first_address(|address| self.quic.dial(address, self.stub.name().host())).await
+    pub async fn dial_quic(&self, words: &Bytes) -> Result<Dialled, DialError> {
+        let dial = |address| self.quic.dial_saying(words, address, self.stub.name().host());
+        let (connection, said) = self.first_address(dial).await?;
+        Ok(Dialled { connection, said })
+    }
+
+    /// Connects over QUIC for nothing but the sessions that come with it.
+    pub async fn fetch_sessions(&self) -> Result<(), DialError> {
+        let connection = self.first_address(|address| self.quic.dial(address, self.stub.name().host())).await?;
+        // They follow the end of the handshake.
+        sleep(connection.path().round_trip * 2 + SESSIONS_GRACE).await;
+        connection.close_and_drain(ErrorCode::NoError, "the sessions have come", SESSIONS_GRACE).await;
+        Ok(())
     }
 
     async fn dial_tcp(&self) -> Result<Connection, DialError> {
@@ -161,9 +211,9 @@ impl Dialer {
         timeout(PATIENCE, connecting).await.unwrap_or(Err(ConnectionEnd::TimedOut.into()))
     }
 
-    async fn first_address<F>(&self, dial: impl Fn(SocketAddr) -> F) -> Result<Connection, DialError>
+    async fn first_address<T, F>(&self, dial: impl Fn(SocketAddr) -> F) -> Result<T, DialError>
     where
-        F: Future<Output = Result<Connection, ConnectionEnd>>,
+        F: Future<Output = Result<T, ConnectionEnd>>,
     {
         let mut last = ConnectionEnd::TimedOut;
         for address in self.stub.addresses(PATIENCE).await? {

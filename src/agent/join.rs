@@ -78,7 +78,8 @@ pub async fn join(
         tcp: tcp_enrollment_client_config(token.authority())?,
     };
     let dialer = Dialer::new(&Target::any(stub.clone()), carrier, tls, &QuicSettings::default())?;
-    let connection = dialer.dial().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
+    // Without a session: a token is never early data.
+    let connection = dialer.probe().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
     let request = Enroll { token: token.to_string(), request: key.signing_request()?.to_vec().into() };
     let result = timeout(PATIENCE, exchange(&connection, request)).await.map_err(|_elapsed| JoinError::TimedOut);
     let chain = result??;

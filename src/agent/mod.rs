@@ -39,7 +39,7 @@ use crate::carrier::QuicSettings;
 use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
-use crate::wire::AuthMode;
+use crate::wire::{AuthMode, WireError};
 use backoff::Backoff;
 use link::LinkContext;
 use shared::Shared;
@@ -106,6 +106,9 @@ pub enum AgentError {
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// What it says of itself.
+    #[error("cannot introduce itself to a stub: {0}")]
+    Hello(#[from] WireError),
     /// The socket.
     #[error("cannot use QUIC: {0}")]
     Quic(#[from] std::io::Error),

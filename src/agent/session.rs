@@ -4,21 +4,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::dial::DialError;
+use super::dial::{DialError, Dialled};
 use super::request;
 use super::shared::Shared;
 use super::target::Target;
 use super::upstream::Health;
-use crate::carrier::{Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError};
+use crate::carrier::{
+    Connection, ConnectionEnd, FrameReceiver, FrameSender, ReceiveError, RecvStream, SendError, SendStream,
+    StreamReadError,
+};
 use crate::pki::{AgentCredentials, AgentKey, AgentState};
 use crate::wire::{
-    Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Report, StreamKind, Welcome,
+    Certificate, Drain, ErrorCode, Frame, FrameReader, Hello, Refused, Renew, Report, StreamKind, Welcome, WireError,
 };
 
 /// What one session needs to know.
@@ -30,8 +34,8 @@ pub struct Session {
     pub state: Arc<AgentState>,
     /// The credentials the connection was made with.
     pub credentials: Arc<AgentCredentials>,
-    /// What the agent says of itself.
-    pub hello: Hello,
+    /// The beginning of the control stream: what the agent says of itself ([`greeting`]).
+    pub greeting: Bytes,
     /// How the API server is.
     pub health: watch::Receiver<Health>,
     /// When it is time to stop.
@@ -130,14 +134,28 @@ impl Leaving {
     }
 }
 
+/// The kind of the control stream and the agent's hello. Repeated, they say the same of the same agent, so they may be early
+/// data.
+///
+/// # Errors
+///
+/// When the hello goes past a bound of the protocol.
+pub fn greeting(hello: Hello) -> Result<Bytes, WireError> {
+    let mut bytes = BytesMut::new();
+    StreamKind::Control.encode(&mut bytes);
+    Frame::Hello(hello).encode(&mut bytes)?;
+    Ok(bytes.freeze())
+}
+
 impl Session {
     /// Runs the session on a fresh connection. `welcomed` is called when the stub has accepted the agent, and may end it.
     pub async fn run(
         mut self,
-        connection: Connection,
+        dialled: Dialled,
         welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
     ) -> SessionEnd {
-        match self.serve(&connection, welcomed).await {
+        let Dialled { connection, said } = dialled;
+        match self.serve(&connection, said, welcomed).await {
             Ok(leaving) => {
                 connection.close_and_drain(ErrorCode::NoError, leaving.reason(), CLOSE_TIMEOUT).await;
                 match leaving {
@@ -160,12 +178,19 @@ impl Session {
     async fn serve(
         &mut self,
         connection: &Connection,
+        said: Option<(SendStream, RecvStream)>,
         welcomed: impl FnOnce(&Welcome) -> Result<(), SessionEnd>,
     ) -> Result<Leaving, SessionEnd> {
-        let (send, recv) = connection.open().await?;
-        let mut sender = FrameSender::open(send, StreamKind::Control);
+        let (send, recv) = match said {
+            Some(stream) => stream,
+            None => {
+                let (mut send, recv) = connection.open().await?;
+                send.write(&mut [self.greeting.clone()]).await.map_err(SendError::from)?;
+                (send, recv)
+            }
+        };
+        let mut sender = FrameSender::new(send);
         let mut receiver = FrameReceiver::new(recv, FrameReader::for_opened_control());
-        sender.send(&Frame::Hello(self.hello.clone())).await?;
         let welcome = match timeout(HELLO_TIMEOUT, receiver.next_frame()).await.map_err(|_| SessionEnd::Silent)?? {
             Some(Frame::Welcome(welcome)) => welcome,
             Some(Frame::Refused(refused)) => return Err(SessionEnd::Refused(refused.reason)),
@@ -308,7 +333,12 @@ impl RequestStreams {
         loop {
             match self.connection.accept().await {
                 Ok((send, recv)) => {
-                    self.tasks.spawn(request::serve(self.shared.clone(), send, recv));
+                    let (shared, connection) = (self.shared.clone(), self.connection.clone());
+                    self.tasks.spawn(async move {
+                        if let Err(violation) = request::serve(shared, send, recv).await {
+                            connection.close(violation.code(), &violation.to_string());
+                        }
+                    });
                     self.permit_more();
                 }
                 Err(end) => return end,

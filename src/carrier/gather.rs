@@ -41,6 +41,11 @@ impl GatheringStream {
         self.stream.id()
     }
 
+    /// Whether the peer opened it before the handshake was complete.
+    pub fn is_early(&self) -> bool {
+        self.stream.is_0rtt()
+    }
+
     /// The next piece in order; `None` at the clean end.
     pub fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamReadError>> {
         if let Some(error) = self.failed.take() {

@@ -7,6 +7,7 @@
 
 mod body;
 mod congestion;
+mod driver;
 mod framed;
 mod gather;
 mod heartbeat;
@@ -19,12 +20,12 @@ mod tcp;
 mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
-pub use congestion::{BbrConfig, CongestionControl};
+pub use congestion::{BbrConfig, CongestionControl, LimitedStart};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{
-    EstablishedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret, presented_chain,
-    requested_server_name,
+    Handshake, IdentifiedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret,
+    presented_chain, requested_server_name,
 };
 pub use relay::{Disconnect, RelayEnd, relay};
 pub use socket::StreamSocket;

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
+use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
+use rustls::server::StoresServerSessions;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{CongestionControl, Pulse, PulsedFactory};
-use super::stream::{Connection, ConnectionEnd};
+use super::driver::PatientRuntime;
+use super::stream::{Connection, ConnectionEnd, RecvStream, SendStream, StreamWriteError, quic_halves};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +144,7 @@ impl QuicSettings {
 #[derive(Debug)]
 pub struct QuicListener {
     endpoint: QuicEndpoint,
+    tls: Arc<rustls::ServerConfig>,
     config: quinn::ServerConfig,
     settings: QuicSettings,
 }
@@ -152,7 +156,7 @@ impl QuicListener {
     ///
     /// When the address cannot be bound, or `tls` cannot do QUIC (it needs TLS 1.3).
     pub fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>, settings: &QuicSettings) -> io::Result<Self> {
-        let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        let crypto = QuicServerConfig::try_from(tls.clone()).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.incoming_buffer_size(INCOMING_BUFFER).incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
         let socket = udp_socket(address, settings.socket_buffer)?;
@@ -161,7 +165,7 @@ impl QuicListener {
             secret.apply_to(&mut config);
         }
         let endpoint = QuicEndpoint::new(config, Some(server.clone()), socket, settings)?;
-        Ok(Self { endpoint, config: server, settings: settings.clone() })
+        Ok(Self { endpoint, tls, config: server, settings: settings.clone() })
     }
 
     /// The address that is listened on.
@@ -175,6 +179,7 @@ impl QuicListener {
         Some(IncomingConnection {
             incoming,
             endpoint: self.endpoint.clone(),
+            tls: self.tls.clone(),
             config: self.config.clone(),
             settings: self.settings.clone(),
         })
@@ -192,6 +197,7 @@ impl QuicListener {
 pub struct IncomingConnection {
     incoming: quinn::Incoming,
     endpoint: QuicEndpoint,
+    tls: Arc<rustls::ServerConfig>,
     config: quinn::ServerConfig,
     settings: QuicSettings,
 }
@@ -221,26 +227,86 @@ impl IncomingConnection {
         self.incoming.refuse();
     }
 
+    /// Has this connection take its TLS session from `sessions`, and put those it makes there.
+    ///
+    /// # Errors
+    ///
+    /// When the listener's TLS cannot do QUIC, which [`QuicListener::bind`] has refused already.
+    pub fn with_sessions(mut self, sessions: Arc<dyn StoresServerSessions>) -> Result<Self, ConnectionEnd> {
+        let mut tls = rustls::ServerConfig::clone(&self.tls);
+        tls.session_storage = sessions;
+        let crypto = QuicServerConfig::try_from(tls).map_err(|error| ConnectionEnd::Failed(error.to_string()))?;
+        self.config.crypto = Arc::new(crypto);
+        Ok(self)
+    }
+
     /// Completes the handshake. Bound it with a deadline.
-    pub async fn handshake(mut self) -> Result<EstablishedConnection, ConnectionEnd> {
+    pub async fn handshake(self) -> Result<IdentifiedConnection, ConnectionEnd> {
+        let (connection, mut handshake) = self.identify().await?;
+        handshake.complete().await?;
+        Ok(connection)
+    }
+
+    /// Carries the handshake on until it is known who the peer is: with the peer's first packets if it resumes a session
+    /// (RFC 9001, section 4.6), and to the end otherwise. Bound it with a deadline.
+    ///
+    /// Until the handshake is complete nothing says that those packets were sent now and not recorded earlier, but that a
+    /// session is given out once; and what is sent to the peer can be read by nobody but who has the session.
+    pub async fn identify(mut self) -> Result<(IdentifiedConnection, Handshake), ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());
         let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
         transport.receive_window(UNTRUSTED_WINDOW.into()).max_concurrent_uni_streams(UNIDIRECTIONAL_PERMITS.into());
         self.config.transport_config(Arc::new(transport));
-        let connection = self.incoming.accept_with(Arc::new(self.config))?.await?;
-        Ok(EstablishedConnection { connection, endpoint: self.endpoint, pulse })
+        let mut connecting = self.incoming.accept_with(Arc::new(self.config))?;
+        // With the ClientHello TLS has the certificate of a session that is resumed.
+        connecting.handshake_data().await?;
+        let (connection, mut handshake) = match connecting.into_0rtt() {
+            Ok((connection, complete)) => (connection.clone(), Handshake(Some((connection, complete)))),
+            // Not on the accepting side.
+            Err(connecting) => (connecting.await?, Handshake::done()),
+        };
+        if connection.peer_identity().is_none() {
+            handshake.complete().await?;
+        }
+        Ok((IdentifiedConnection { connection, endpoint: self.endpoint, pulse }, handshake))
     }
 }
 
-/// A connection whose handshake is complete, and whose application protocol says what it is for.
+/// What is left of a handshake.
+pub struct Handshake(Option<(quinn::Connection, quinn::ZeroRttAccepted)>);
+
+impl Handshake {
+    /// Nothing.
+    pub fn done() -> Self {
+        Self(None)
+    }
+
+    /// Waits for its end. Bound it with a deadline; it may be called again.
+    pub async fn complete(&mut self) -> Result<(), ConnectionEnd> {
+        let Some((connection, complete)) = &mut self.0 else { return Ok(()) };
+        // What it says is for the end that dials.
+        let _ = complete.await;
+        let connection = connection.clone();
+        self.0 = None;
+        connection.close_reason().map_or(Ok(()), |end| Err(end.into()))
+    }
+}
+
+impl fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Handshake(..)" } else { "Handshake(done)" })
+    }
+}
+
+/// A connection of which it is known by whom it is, and whose application protocol says what it is for.
 #[derive(Debug)]
-pub struct EstablishedConnection {
+pub struct IdentifiedConnection {
     connection: quinn::Connection,
     endpoint: QuicEndpoint,
     pulse: Arc<Pulse>,
 }
 
-impl EstablishedConnection {
+impl IdentifiedConnection {
     /// The application protocol (ALPN) that both sides agreed on.
     pub fn protocol(&self) -> Option<Vec<u8>> {
         negotiated_protocol(&self.connection)
@@ -304,6 +370,35 @@ impl QuicDialer {
 
     /// Connects to `address`, whose certificate must be for `server_name`. Bound it with a deadline.
     pub async fn dial(&self, address: SocketAddr, server_name: &str) -> Result<Connection, ConnectionEnd> {
+        let Attempt { connecting, endpoint, pulse } = self.attempt(address, server_name)?;
+        Ok(Connection::new(connecting.await?, endpoint, pulse))
+    }
+
+    /// The same, with `words` on a first stream as early data (RFC 9001, section 4.6) if there is a session to resume. The stream
+    /// comes back if the peer has taken them; otherwise nothing has been said yet. Whoever is on the path can send `words`
+    /// to the peer again, so they must mean no more the second time.
+    pub async fn dial_saying(
+        &self,
+        words: &Bytes,
+        address: SocketAddr,
+        server_name: &str,
+    ) -> Result<(Connection, Option<(SendStream, RecvStream)>), ConnectionEnd> {
+        let Attempt { connecting, endpoint, pulse } = self.attempt(address, server_name)?;
+        let (connection, stream) = match connecting.into_0rtt() {
+            Ok((connection, accepted)) => {
+                let stream = say(&connection, words).await;
+                let accepted = accepted.await;
+                if let Some(end) = connection.close_reason() {
+                    return Err(end.into());
+                }
+                (connection, stream.ok().filter(|_| accepted))
+            }
+            Err(connecting) => (connecting.await?, None),
+        };
+        Ok((Connection::new(connection, endpoint, pulse), stream))
+    }
+
+    fn attempt(&self, address: SocketAddr, server_name: &str) -> Result<Attempt, ConnectionEnd> {
         let failed = |what: &str, error: &dyn std::fmt::Display| ConnectionEnd::Failed(format!("{what}: {error}"));
         let pulse = Arc::new(Pulse::default());
         let mut config = self.config.clone();
@@ -318,8 +413,22 @@ impl QuicDialer {
             .endpoint
             .connect_with(config, address, server_name)
             .map_err(|error| failed("cannot connect", &error))?;
-        Ok(Connection::new(connecting.await?, endpoint, pulse))
+        Ok(Attempt { connecting, endpoint, pulse })
     }
+}
+
+/// A connection that is being dialled.
+struct Attempt {
+    connecting: quinn::Connecting,
+    endpoint: QuicEndpoint,
+    pulse: Arc<Pulse>,
+}
+
+/// Opens a stream with `words`.
+async fn say(connection: &quinn::Connection, words: &Bytes) -> Result<(SendStream, RecvStream), StreamWriteError> {
+    let (mut send, recv) = quic_halves(connection.open_bi().await.map_err(ConnectionEnd::from)?);
+    send.write(&mut [words.clone()]).await?;
+    Ok((send, recv))
 }
 
 /// A socket and the connections on it.
@@ -336,7 +445,7 @@ impl QuicEndpoint {
         socket: UdpSocket,
         settings: &QuicSettings,
     ) -> io::Result<Self> {
-        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))?;
+        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(PatientRuntime))?;
         Ok(Self { endpoint, socket_buffer: settings.socket_buffer })
     }
 

@@ -293,7 +293,7 @@ impl Connection {
     }
 }
 
-fn quic_halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
+pub(super) fn quic_halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
     (SendStream::new(AnySendStream::Quic(send)), RecvStream::new(AnyRecvStream::Quic(GatheringStream::new(recv))))
 }
 
@@ -412,6 +412,14 @@ impl RecvStream {
             self.ended = true;
         }
         read
+    }
+
+    /// Whether the peer opened the stream before the handshake was complete. What it says then may be a recording.
+    pub fn is_early(&self) -> bool {
+        match &self.stream {
+            AnyRecvStream::Quic(stream) => stream.is_early(),
+            AnyRecvStream::Tcp(_) => false,
+        }
     }
 
     /// Tells the peer that the rest is not wanted.

@@ -13,9 +13,17 @@ pub async fn run(args: StatusArgs) -> CommandResult {
     let status = admin::status(&config.admin_socket()).await?;
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        OutputFormat::Table => print!("{}", table(&status)),
+        OutputFormat::Table => print!("{}{}", leader(&status), table(&status)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line above the table, if there is an election.
+fn leader(status: &StubStatus) -> String {
+    let Some(election) = &status.election else { return String::new() };
+    let leader = election.leader.as_deref().unwrap_or("nobody");
+    let role = if election.leads { "this stub" } else { "this stub stands by" };
+    format!("Leader: {leader} ({role})\n")
 }
 
 const COLUMNS: [&str; 11] =
@@ -51,7 +59,7 @@ fn row(cluster: &str, agent: &AgentStatus) -> [String; COLUMNS.len()] {
             Some(milliseconds) => format!("{} for {:.0} s", agent.state, milliseconds / 1000.0),
             None => agent.state.clone(),
         },
-        agent.carrier.clone(),
+        if agent.resumed_with_0rtt { format!("{}, 0-RTT", agent.carrier) } else { agent.carrier.clone() },
         agent.address.clone(),
         format!("{:.1} ms", agent.rtt_ms),
         agent.loss.map_or_else(|| "-".to_owned(), |loss| format!("{:.1} %", loss * 100.0)),

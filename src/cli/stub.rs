@@ -45,6 +45,9 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    if let Some(name) = args.name {
+        config.name = name;
+    }
     if let Some(congestion) = args.congestion {
         config.agents.congestion = congestion;
     }
@@ -99,8 +102,39 @@ public_address = "{first}:{port}"
 # *.<base_domain>: `qtunnel stub init --base-domain` makes such a one.
 {base_domain}
 
-# Where keys, join tokens and known clusters are.
+# Other stubs with the same [store], as agents dial them. Agents that connect to one of them connect to all. This stub may be
+# among them.
+# peers = ["stub-0.example.com:8443", "stub-1.example.com:8443"]
+
+# Where this stub keeps what is its own, agents' TLS sessions among it, and, unless [store] says otherwise, keys, join tokens
+# and known clusters. An agent that the file revoked-agents in it names, CLUSTER/AGENT on a line of its own, is turned away;
+# the file is read again when it changes.
 # state_dir = "."
+
+[store]
+# What stubs share: keys, join tokens and the list of clusters. Stubs with the same store are one to users and agents.
+# directory:  files in `path`; by default in state_dir.
+# kubernetes: the Secrets <name_prefix>-keys, -tokens and -clusters of `namespace` (default: the pod's). Keys get there by
+#             `kubectl create secret generic qtunnel-stub-keys --from-file=DIRECTORY`.
+kind = "directory"
+# path = "/var/lib/qtunnel-shared"
+# namespace = "qtunnel-stub"
+# name_prefix = "qtunnel-stub"
+
+# Without this section every stub is ready. With it, one leads and is ready (/readyz), and the others stand by: for several
+# stubs behind one address.
+# [election]
+# The Lease (coordination.k8s.io), namespace/name.
+# lease = "qtunnel-stub/qtunnel-stub"
+# How long others respect a Lease that they do not see renewed; how long the leader goes on when it cannot renew; how often it
+# renews and the others look.
+# lease_duration = "15s"
+# renew_deadline = "10s"
+# retry_period = "2s"
+
+# The cluster that has those Secrets and that Lease. Default: the one that the stub runs in, as its ServiceAccount.
+# [kubernetes]
+# kubeconfig = "kubeconfig.yaml"
 
 [authentication]
 # Static bearer tokens, a line `token,user,uid,"group1,group2"` for each, besides client certificates of user-ca.pem.

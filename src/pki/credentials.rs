@@ -98,6 +98,11 @@ impl AgentCredentials {
         &self.identity
     }
 
+    /// Whether these are the same key, certificates and trust as `other`.
+    pub fn are(&self, other: &Self) -> bool {
+        (&self.chain, &self.key, &self.server_authority) == (&other.chain, &other.key, &other.server_authority)
+    }
+
     /// The last moment at which the certificate is valid.
     pub fn not_after(&self) -> SystemTime {
         self.validity.not_after

@@ -40,8 +40,9 @@ pub fn front_server_config(
 /// to one of `agent_authorities`. The handshake succeeds without one, because an agent that enrols has none yet: a
 /// connection with the ALPN of the tunnel and no certificate is for the caller to refuse.
 ///
-/// Sessions are kept here, not in tickets, and can be resumed once only, so early data cannot be replayed (RFC 8446,
-/// section 8.1). A resumed session is not verified again: check the certificate's expiry for each connection.
+/// Sessions are kept in `session_storage`, not in tickets, and can be resumed once only, so early data cannot be replayed
+/// (RFC 8446, section 8.1). Unless it is exchanged it is memory, which ends with the process. A resumed session is not verified
+/// again: check the certificate's expiry for each connection.
 ///
 /// # Errors
 /// `agent_authorities` is empty or holds what is no certificate.
@@ -73,6 +74,7 @@ fn tunnel_config_verified_by(
     let mut config = server_config(server, verifier, &[&TLS13])?;
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec(), ALPN_ENROLLMENT.to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(TUNNEL_SESSIONS);
+    config.send_tls13_tickets = SESSIONS_PER_HANDSHAKE;
     // The only value besides 0 that QUIC permits (RFC 9001, section 4.6.1).
     config.max_early_data_size = u32::MAX;
     Ok(config)
@@ -173,6 +175,8 @@ pub const ALPN_HTTP3: &[u8] = b"h3";
 
 /// Sessions of clients of the front that can be resumed. TLS 1.3 uses up two for each connection.
 const FRONT_SESSIONS: usize = 4096;
+/// Sessions that an agent gets with each handshake. An attempt to connect uses one up, also when the stub is not there yet.
+const SESSIONS_PER_HANDSHAKE: usize = 4;
 /// Sessions of agents that can be resumed: two for each of 10,000 agents, and room to spare.
 const TUNNEL_SESSIONS: usize = 32 * 1024;
 

@@ -22,8 +22,17 @@ pub struct Cluster {
 const MAX_CONNECTIONS: usize = 4;
 
 impl Cluster {
+    /// Adds an agent whose handshake is not complete, if the same agent has no connection.
+    pub fn add_early(&mut self, link: Arc<AgentLink>) {
+        if self.links.iter().all(|other| link.succeeds(other) == Succession::None) {
+            self.links.push(link);
+        }
+    }
+
     /// Adds an agent, and gives the connections that it takes the place of: see [`Succession`].
     pub fn add(&mut self, link: Arc<AgentLink>) -> Vec<Arc<AgentLink>> {
+        // It may have been added early.
+        self.links.retain(|other| !Arc::ptr_eq(other, &link));
         let mut superseded = Vec::new();
         let mut left = self.links.iter().filter(|other| link.succeeds(other) == Succession::Moved).count();
         self.links.retain(|other| match link.succeeds(other) {
@@ -63,10 +72,11 @@ impl Cluster {
     pub fn settle(&mut self) {
         let mut known = self.links.iter().filter_map(|link| Some((link, link.api_server()?)));
         let is_served = known.clone().any(|(_, api_server)| Some(&api_server) == self.api_server.as_ref());
-        if !is_served && let Some((link, new)) = known.next() {
-            if let Some(old) = self.api_server.replace(new.clone()) {
-                log_switch(&link.identity.cluster, &old, &new);
-            }
+        if !is_served
+            && let Some((link, new)) = known.next()
+            && let Some(old) = self.api_server.replace(new.clone())
+        {
+            log_switch(&link.identity.cluster, &old, &new);
         }
         for link in &self.links {
             link.wait(link.api_server().filter(|own| Some(own) != self.api_server.as_ref()));

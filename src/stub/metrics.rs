@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -17,6 +17,7 @@ use super::admin::{AgentStatus, StubStatus};
 use super::limits::Limit;
 use super::meter::ClusterBytes;
 use super::record::{GivenAnswer, RequestFacts};
+use super::registry::AgentLink;
 use crate::kube::RequestInfo;
 use crate::wire::ClusterId;
 
@@ -32,6 +33,7 @@ pub struct Metrics {
     /// Connection attempts over QUIC that had to prove their address first.
     pub address_proofs: Counter,
     retries_refused: Family<ClusterLabel, Counter>,
+    connections: Family<ConnectionLabels, Counter>,
 }
 
 /// What other parts of the stub count, as it is now.
@@ -47,7 +49,7 @@ pub struct Counted {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    cluster: String,
+    cluster: ClusterId,
     verb: &'static str,
     code: u32,
 }
@@ -59,18 +61,23 @@ struct CodeLabel {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LatencyLabels {
-    cluster: String,
+    cluster: ClusterId,
     verb: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BytesLabels {
-    cluster: String,
+    cluster: ClusterId,
     direction: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClusterLabel {
+    cluster: ClusterId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AgentsLabel {
     cluster: String,
 }
 
@@ -87,8 +94,21 @@ struct AgentLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectionLabels {
+    carrier: String,
+    handshake: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: String,
+}
+
+/// Labels of what is counted for each request have the id itself, which costs nothing to clone.
+impl EncodeLabelValue for ClusterId {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        EncodeLabelValue::encode(&self.as_str(), encoder)
+    }
 }
 
 /// A gauge that takes fractions.
@@ -106,6 +126,7 @@ impl Metrics {
             limited: Family::default(),
             address_proofs: Counter::default(),
             retries_refused: Family::default(),
+            connections: Family::default(),
         }
     }
 
@@ -116,21 +137,20 @@ impl Metrics {
             self.refused.get_or_create(&CodeLabel { code }).inc();
         }
         let Some(attributes) = &facts.attributes else { return };
-        let (cluster, verb) = (attributes.cluster.to_string(), verb_class(&attributes.request));
+        let (cluster, verb) = (attributes.cluster.clone(), verb_class(&attributes.request));
         self.requests.get_or_create(&RequestLabels { cluster: cluster.clone(), verb, code }).inc();
         self.latency.get_or_create(&LatencyLabels { cluster, verb }).observe(facts.started.elapsed().as_secs_f64());
     }
 
     /// The counters of bytes of a cluster that is known.
     pub fn bytes(&self, cluster: &ClusterId) -> ClusterBytes {
-        let counter =
-            |direction| self.bytes.get_or_create_owned(&BytesLabels { cluster: cluster.to_string(), direction });
+        let counter = |direction| self.bytes.get_or_create_owned(&BytesLabels { cluster: cluster.clone(), direction });
         ClusterBytes { sent: counter("to_client"), received: counter("from_client") }
     }
 
     /// The counter of a cluster's requests that were tried at another agent.
     pub fn retries(&self, cluster: &ClusterId) -> Counter {
-        self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
+        self.retries.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
     }
 
     /// Counts what was refused because of a limit.
@@ -140,7 +160,14 @@ impl Metrics {
 
     /// The counter of a cluster's requests that were not tried again because too many had been.
     pub fn retries_refused(&self, cluster: &ClusterId) -> Counter {
-        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.to_string() })
+        self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
+    }
+
+    /// Counts a connection that has become an agent's.
+    pub fn agent_connected(&self, link: &AgentLink) {
+        let carrier = link.connection.carrier().to_string();
+        let handshake = if link.is_early { "0-rtt" } else { "complete" };
+        self.connections.get_or_create(&ConnectionLabels { carrier, handshake }).inc();
     }
 
     /// Everything in the text format of OpenMetrics, with what `status` and `counted` say.
@@ -190,6 +217,11 @@ impl Metrics {
             "Connection attempts over QUIC that had to prove their address first",
             self.address_proofs.clone(),
         );
+        registry.register(
+            "agent_connections",
+            "Connections that became an agent's, by whether it spoke before the handshake was complete (0-RTT)",
+            self.connections.clone(),
+        );
         registry.register("dispatch_retries", "Requests that were tried at another agent", self.retries.clone());
         registry.register(
             "dispatch_retries_refused",
@@ -218,14 +250,14 @@ fn register_counted(registry: &mut Registry, counted: Counted) {
 }
 
 fn register_agents(registry: &mut Registry, status: &StubStatus) {
-    let connected: Family<ClusterLabel, Gauge> = Family::default();
-    let healthy: Family<ClusterLabel, Gauge> = Family::default();
+    let connected: Family<AgentsLabel, Gauge> = Family::default();
+    let healthy: Family<AgentsLabel, Gauge> = Family::default();
     let open_streams: Family<AgentLabels, Gauge> = Family::default();
     let round_trip: Family<AgentLabels, Fraction> = Family::default();
     let upstream: Family<AgentLabels, Fraction> = Family::default();
     let loss: Family<AgentLabels, Fraction> = Family::default();
     for cluster in &status.clusters {
-        let label = ClusterLabel { cluster: cluster.id.clone() };
+        let label = AgentsLabel { cluster: cluster.id.clone() };
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         connected.get_or_create(&label).set(count(cluster.agents.len()));
         let is_healthy = |agent: &&AgentStatus| agent.state == "healthy";
@@ -274,7 +306,7 @@ mod tests {
     use super::*;
 
     fn status() -> StubStatus {
-        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), clusters: Vec::new() }
+        StubStatus { stub: "s".to_owned(), version: "1.2.3".to_owned(), election: None, clusters: Vec::new() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
 //! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
-//! [`select::AgentSelector`].
+//! [`select::AgentSelector`], [`sessions::SessionStore`].
 
 pub mod admin;
 pub mod audit;
@@ -14,6 +14,7 @@ pub mod config;
 mod dial;
 mod dispatch;
 mod drain;
+pub mod election;
 mod enrollment;
 mod event_stream;
 mod farewell;
@@ -27,8 +28,10 @@ mod record;
 mod registry;
 mod request;
 mod retry_budget;
+mod revocation;
 mod route;
 pub mod select;
+pub mod sessions;
 mod shared;
 mod tunnel;
 
@@ -48,10 +51,11 @@ use tokio_util::task::TaskTracker;
 pub use config::{AuthorizationConfig, ConfigError, StubConfig};
 pub use dial::DialError;
 pub use handle::StubHandle;
+pub use revocation::RevocationError;
 pub use shared::KnownClusters;
 
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
-use crate::kube::StaticTokens;
+use crate::kube::{ClusterAccessError, StaticTokens};
 use crate::pki::StubKeys;
 use crate::pki::{
     PeerAuthorities, StoreError, StubKeysError, TlsError, front_server_config, private_file, shared_quic_server_config,
@@ -63,12 +67,15 @@ use authenticate::Authenticator;
 use authorize::{AllowAll, Authorizer, DenyAll, PolicyError, PolicyFile};
 use dispatch::Patience;
 use drain::Drain;
+use election::{Alone, Election, LeaseElection};
 use front::tcp::PortTls;
 use limits::Limits;
 use metrics::Metrics;
 use open_requests::OpenRequests;
 use registry::Registry;
 use retry_budget::RetryBudgets;
+use revocation::RevokedAgents;
+use sessions::{FileSessions, SessionStore};
 use shared::Shared;
 
 /// A stub that has everything it needs and listens; it answers once it runs.
@@ -101,9 +108,15 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The election.
+    #[error(transparent)]
+    Election(#[from] ClusterAccessError),
     /// The policy file.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The list of revoked agents.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// The audit log.
     #[error("cannot write the audit log {path}: {source}; `path` under [audit] names it")]
     AuditLog {
@@ -176,6 +189,8 @@ impl Stub {
             None => None,
         };
         let metrics = Arc::new(Metrics::new());
+        let instance = rand::random();
+        let election = election_of(&config, instance).await?;
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(tokens),
             authorizer,
@@ -186,6 +201,8 @@ impl Stub {
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(config.agents.selector.selector()),
             retry_budgets: RetryBudgets::default(),
+            sessions: session_store(&config, &keys),
+            revoked: RevokedAgents::load(&config.state_dir)?,
             clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
@@ -197,7 +214,8 @@ impl Stub {
             tasks: TaskTracker::new(),
             drain: Drain::default(),
             keys,
-            instance: rand::random(),
+            instance,
+            election,
             config,
         });
         Ok(Self { shared, front, tunnel, admin, tls, audit_writer, admin_listener, reload: Arc::default() })
@@ -246,14 +264,25 @@ impl Stub {
         tokio::join!(
             traffic,
             admin,
+            shared.election.campaign(shutdown.clone()),
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(follow(shared.policy_file.as_deref(), &reload)),
             stopped.run_until_cancelled(revocations),
+            stopped.run_until_cancelled(shared.revoked.follow(&shared.registry)),
             write_audit_log(audit_writer, &stopped),
         );
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+/// The election of the settings. The name of a candidate has to be new with each process: one that was started again must not
+/// take the Lease for its own.
+async fn election_of(config: &StubConfig, instance: u64) -> Result<Arc<dyn Election>, StartError> {
+    let Some(election) = &config.election else { return Ok(Arc::new(Alone::default())) };
+    let identity = format!("{}_{instance:016x}", config.name);
+    let access = config.kubernetes.access();
+    Ok(Arc::new(LeaseElection::new(&access, &election.lease, identity, election.timing()).await?))
 }
 
 /// The keys of the store, with a server certificate that is not about to expire.
@@ -306,6 +335,16 @@ async fn audit_log(config: &AuditConfig) -> Result<(AuditLog, Option<AuditWriter
     };
     let (log, writer) = AuditLog::new(sink, *on_failure, *queue_length);
     Ok((log, Some(writer)))
+}
+
+/// The sessions of the state directory. Without them agents only reconnect a round trip slower.
+fn session_store(config: &StubConfig, keys: &StubKeys) -> Arc<dyn SessionStore> {
+    let authorities = [keys.agent_authority().fingerprint(), keys.server_authority().fingerprint()];
+    let store = FileSessions::open(&config.state_dir.join("sessions"), authorities, SystemTime::now());
+    Arc::new(store.unwrap_or_else(|error| {
+        tracing::warn!("{error}; agents cannot resume their sessions after a restart of this stub");
+        FileSessions::in_memory()
+    }))
 }
 
 async fn admin_listener(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -35,6 +35,8 @@ pub struct AgentLink {
     pub hello: Hello,
     /// The connection to it.
     pub connection: Connection,
+    /// Whether it said hello as early data on a session that it resumed.
+    pub is_early: bool,
     /// Since when.
     pub connected_at: SystemTime,
     /// How long it may go without a report before it is late.
@@ -108,6 +110,14 @@ impl Registry {
     /// One without agents, which `selector` chooses among.
     pub fn new(selector: Arc<dyn AgentSelector>) -> Self {
         Self { clusters: Mutex::default(), selector, available: Notify::new(), started: Instant::now() }
+    }
+
+    /// Adds an agent that has resumed a session and whose handshake is not complete; [`add`](Self::add) is to follow. What
+    /// it has sent may have been held up on the way by somebody, so it replaces no connection that is there. It has not
+    /// reported, and so gets requests only if no other agent can take them.
+    pub fn add_early(&self, link: Arc<AgentLink>) {
+        self.lock().entry(link.identity.cluster.clone()).or_default().add_early(link);
+        self.available.notify_waiters();
     }
 
     /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
@@ -224,13 +234,20 @@ impl Registry {
 }
 
 impl AgentLink {
-    /// An agent that has just said hello and reports every `report_interval`.
-    pub fn new(identity: AgentIdentity, hello: Hello, connection: Connection, report_interval: Duration) -> Self {
+    /// An agent that has just said hello, perhaps early, and reports every `report_interval`.
+    pub fn new(
+        identity: AgentIdentity,
+        hello: Hello,
+        connection: Connection,
+        report_interval: Duration,
+        is_early: bool,
+    ) -> Self {
         Self {
             identity,
             hello,
             path: connection.path_state(),
             connection,
+            is_early,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
             leaving: CancellationToken::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::wire::ClusterId;
 
@@ -17,14 +17,20 @@ pub struct RetryBudgets(Mutex<HashMap<ClusterId, Arc<RetryBudget>>>);
 #[derive(Debug)]
 pub struct RetryBudget(Mutex<Balance>);
 
-/// What each request adds.
-const PER_REQUEST: f64 = 0.2;
+/// What one retry costs.
+const RETRY: u64 = 1_000;
 
-/// What each second adds, so that a cluster with few requests can have them tried again as well.
-const PER_SECOND: f64 = 10.0;
+/// What each request adds.
+const PER_REQUEST: u64 = RETRY / 5;
+
+/// What each millisecond adds, so that a cluster with few requests can have them tried again as well.
+const PER_MILLISECOND: u64 = 10 * RETRY / 1_000;
 
 /// What can be saved up.
-const MAX: f64 = 100.0;
+const MAX: u64 = 100 * RETRY;
+
+/// What there is at first.
+const FIRST: u64 = 10 * RETRY;
 
 impl RetryBudgets {
     /// The budget of `cluster`.
@@ -42,7 +48,7 @@ impl RetryBudgets {
 
 impl RetryBudget {
     fn new(now: Instant) -> Self {
-        Self(Mutex::new(Balance { retries: PER_SECOND, at: now }))
+        Self(Mutex::new(Balance { saved: FIRST, at: now }))
     }
 
     /// Notes a request that is made for the first time.
@@ -62,31 +68,28 @@ impl RetryBudget {
 
 #[derive(Debug)]
 struct Balance {
-    retries: f64,
-    /// Up to when seconds have been added.
+    saved: u64,
+    /// Up to when time has been added.
     at: Instant,
 }
 
 impl Balance {
-    fn add(&mut self, retries: f64) {
-        self.retries = (self.retries + retries).min(MAX);
+    fn add(&mut self, amount: u64) {
+        self.saved = self.saved.saturating_add(amount).min(MAX);
     }
 
     fn withdraw(&mut self, now: Instant) -> bool {
-        self.add(now.saturating_duration_since(self.at).as_secs_f64() * PER_SECOND);
-        self.at = self.at.max(now);
-        let enough = self.retries >= 1.0;
-        if enough {
-            self.retries -= 1.0;
-        }
-        enough
+        let passed = u64::try_from(now.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX);
+        self.at += Duration::from_millis(passed);
+        self.add(passed.saturating_mul(PER_MILLISECOND));
+        let left = self.saved.checked_sub(RETRY);
+        self.saved = left.unwrap_or(self.saved);
+        left.is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn retries(budget: &RetryBudget, now: Instant) -> usize {

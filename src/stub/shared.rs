@@ -12,11 +12,14 @@ use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::drain::Drain;
+use super::election::Election;
 use super::limits::Limits;
 use super::metrics::Metrics;
 use super::open_requests::OpenRequests;
 use super::registry::Registry;
 use super::retry_budget::RetryBudgets;
+use super::revocation::RevokedAgents;
+use super::sessions::SessionStore;
 use crate::pki::store::{Key, Store, StoreError, Table};
 use crate::pki::{PeerAuthorities, StubKeys};
 use crate::wire::ClusterId;
@@ -28,6 +31,8 @@ pub struct Shared {
     pub config: StubConfig,
     /// Made when the process starts: by it agents know whether two addresses lead here.
     pub instance: u64,
+    /// Which stub leads.
+    pub election: Arc<dyn Election>,
     /// Who users are.
     pub authenticator: Authenticator,
     /// What users may do.
@@ -44,6 +49,10 @@ pub struct Shared {
     pub open_requests: Arc<OpenRequests>,
     /// Which agents are connected.
     pub registry: Registry,
+    /// The TLS sessions that agents may resume.
+    pub sessions: Arc<dyn SessionStore>,
+    /// The agents that are turned away.
+    pub revoked: RevokedAgents,
     /// How many requests may be tried again.
     pub retry_budgets: RetryBudgets,
     /// Who vouches for the peers of the QUIC port.
@@ -82,6 +91,11 @@ impl KnownClusters {
         Ok(())
     }
 
+    /// Notes that `cluster` has an agent, so that it exists, whenever the store will say so.
+    pub fn seen(&self, cluster: &ClusterId) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+    }
+
     /// Whether `cluster` exists. Looks into the store for one that has not been seen before, since `qtunnel token create`
     /// runs beside the stub.
     pub async fn contains(&self, cluster: &ClusterId) -> bool {
@@ -92,7 +106,7 @@ impl KnownClusters {
         let found = tokio::task::spawn_blocking(move || store.get(&key)).await;
         let exists = matches!(found, Ok(Ok(Some(_))));
         if exists {
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+            self.seen(cluster);
         }
         exists
     }

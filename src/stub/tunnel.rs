@@ -14,10 +14,11 @@ use super::enrollment;
 use super::front::http3;
 use super::limits::{Admission, Stranger};
 use super::registry::AgentLink;
+use super::sessions::ConnectionSessions;
 use super::shared::Shared;
 use crate::carrier::{
-    Connection, ConnectionEnd, FrameReceiver, FrameSender, IncomingConnection, PathState, QuicListener, ReceiveError,
-    SendError, accepted_over_tcp,
+    Connection, ConnectionEnd, FrameReceiver, FrameSender, Handshake, IncomingConnection, PathState, QuicListener,
+    ReceiveError, SendError, accepted_over_tcp,
 };
 use crate::pki::{ALPN_HTTP3, AgentIdentity, PeerRole, Validity};
 use crate::wire::{
@@ -36,12 +37,12 @@ pub async fn run(shared: Arc<Shared>, listener: &QuicListener) {
             incoming.refuse();
             continue;
         }
-        let Some(attempt) = admitted(&shared, incoming) else { continue };
+        let Some(attempt) = attempt(&shared, incoming) else { continue };
         let shared = shared.clone();
         tokio::spawn(async move {
             let address = attempt.incoming.remote_address();
-            if let Err(error) = accept(&shared, attempt).await {
-                tracing::warn!(%address, "refused a connection to the tunnel: {error}");
+            if let Err(refusal) = accept(&shared, attempt).await {
+                refusal.log(address);
             }
         });
     }
@@ -59,13 +60,41 @@ pub async fn hang_up(shared: &Shared, listener: &QuicListener) {
 }
 
 /// Serves a connection of the TCP port that speaks for an agent, to its end.
-pub async fn serve_over_tcp(shared: &Shared, socket: TlsStream<TcpStream>, address: SocketAddr, stranger: Stranger) {
+pub async fn serve_over_tcp(
+    shared: &Shared,
+    socket: TlsStream<TcpStream>,
+    sessions: Arc<ConnectionSessions>,
+    stranger: Stranger,
+    address: SocketAddr,
+) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
-        Ok(connection) => established(shared, connection, stranger).await,
-        Err(end) => Err(end.into()),
+        Ok(connection) => {
+            let stranger = Some(stranger);
+            let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions, stranger };
+            identified(shared, newcomer).await
+        }
+        Err(end) => Err(Refusal::from(end)),
     };
-    if let Err(error) = result {
-        tracing::warn!(%address, "refused a connection to the tunnel: {error}");
+    if let Err(refusal) = result {
+        refusal.log(address);
+    }
+}
+
+/// A connection of which it is known by whom it is, if the peer has a certificate.
+struct Newcomer<'a> {
+    connection: &'a Connection,
+    /// What is left of it when a session was resumed.
+    handshake: Handshake,
+    sessions: Arc<ConnectionSessions>,
+    /// Nothing once it is known who it is.
+    stranger: Option<Stranger>,
+}
+
+impl Newcomer<'_> {
+    /// Closes the connection. Before the end of the handshake the peer would not be told why (RFC 9000, section 10.2.3).
+    async fn close(&mut self, code: ErrorCode, reason: &str, patience: Duration) {
+        let _ = complete(&mut self.handshake, patience).await;
+        self.connection.close(code, reason);
     }
 }
 
@@ -84,6 +113,8 @@ enum Refusal {
     Certificate(#[from] crate::pki::CertificateError),
     #[error("the certificate of {0} has expired")]
     Expired(AgentIdentity),
+    #[error("{0} has been revoked")]
+    Revoked(AgentIdentity),
     #[error("{identity} says that it serves cluster \"{claimed}\"")]
     OtherCluster { identity: AgentIdentity, claimed: crate::wire::ClusterId },
     #[error("the control stream: {0}")]
@@ -97,6 +128,15 @@ enum Refusal {
 }
 
 impl Refusal {
+    fn log(&self, address: SocketAddr) {
+        match self {
+            Self::Handshake(ConnectionEnd::ClosedByPeer { code: ErrorCode::NoError, .. }) => {
+                tracing::debug!(%address, "a connection to the tunnel ended without a word");
+            }
+            _ => tracing::warn!(%address, "refused a connection to the tunnel: {self}"),
+        }
+    }
+
     fn code(&self) -> ErrorCode {
         match self {
             Self::Silent => ErrorCode::HandshakeTimeout,
@@ -104,6 +144,7 @@ impl Refusal {
             | Self::NotVouchedFor(_)
             | Self::Certificate(_)
             | Self::Expired(_)
+            | Self::Revoked(_)
             | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
@@ -117,14 +158,14 @@ impl Refusal {
 struct Attempt {
     incoming: IncomingConnection,
     stranger: Stranger,
-    /// Held for as long as the handshake takes.
-    handshake: OwnedSemaphorePermit,
+    /// Held for as long as it takes to know who it is.
+    permit: OwnedSemaphorePermit,
 }
 
 /// The attempt, if it may go on now.
-fn admitted(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
+fn attempt(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
     match shared.limits.admit_handshake(&incoming) {
-        Admission::Handshake(stranger, handshake) => return Some(Attempt { incoming, stranger, handshake }),
+        Admission::Handshake(stranger, permit) => return Some(Attempt { incoming, stranger, permit }),
         Admission::ProveAddress => incoming.demand_proof(),
         Admission::Refused => incoming.refuse(),
     }
@@ -133,50 +174,66 @@ fn admitted(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
 
 /// One connection over QUIC, from its handshake to its end.
 async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
-    let Attempt { incoming, stranger, handshake } = attempt;
+    let Attempt { incoming, stranger, permit } = attempt;
     let patience = shared.config.limits.handshake();
-    let connection = timeout(patience, incoming.handshake()).await.map_err(|_elapsed| Refusal::Silent)??;
-    drop(handshake);
+    let sessions = ConnectionSessions::new(shared.sessions.clone());
+    let identifying = incoming.with_sessions(sessions.clone())?.identify();
+    let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
+    drop(permit);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
+        complete(&mut handshake, patience).await?;
         // A stop waits for the requests of clients.
         shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger)).await;
         return Ok(());
     }
     let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
     let connection = connection.into_tunnel();
+    let mut newcomer = Newcomer { connection: &connection, handshake, sessions, stranger: Some(stranger) };
     match vouched_for {
         Ok(()) if shared.drain.is_announced() => {
-            // It had better try another stub.
-            connection.close(ErrorCode::NoError, SHUTTING_DOWN);
+            // It had better try another stub. What it may resume of this connection it takes to the next start of this one.
+            if let Ok((identity, _)) = admitted(shared, &connection) {
+                newcomer.sessions.belong_to(&identity);
+            }
+            newcomer.close(ErrorCode::NoError, SHUTTING_DOWN, patience).await;
             Ok(())
         }
-        Ok(()) => established(shared, connection, stranger).await,
+        Ok(()) => identified(shared, newcomer).await,
         Err(error) => {
             let refusal = Refusal::NotVouchedFor(error);
-            connection.close(refusal.code(), &refusal.to_string());
+            newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
             Err(refusal)
         }
     }
 }
 
-/// What follows the handshake, whatever carries the connection.
-async fn established(shared: &Shared, connection: Connection, stranger: Stranger) -> Result<(), Refusal> {
-    let result = match connection.protocol().as_deref() {
-        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &connection, stranger).await,
-        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => {
-            enroll(shared, &connection, shared.config.limits.handshake()).await
-        }
+/// What follows, whatever carries the connection.
+async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), Refusal> {
+    let patience = shared.config.limits.handshake();
+    let result = match newcomer.connection.protocol().as_deref() {
+        Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer).await,
+        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => enroll(shared, &mut newcomer, patience).await,
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
     if let Err(refusal) = &result {
-        connection.close(refusal.code(), &refusal.to_string());
+        // One that was silent has had its time.
+        let patience = if matches!(refusal, Refusal::Silent) { Duration::ZERO } else { patience };
+        newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
     }
     result
 }
 
-async fn enroll(shared: &Shared, connection: &Connection, patience: Duration) -> Result<(), Refusal> {
-    let (sender, receiver) = control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
+async fn complete(handshake: &mut Handshake, patience: Duration) -> Result<(), Refusal> {
+    Ok(timeout(patience, handshake.complete()).await.map_err(|_elapsed| Refusal::Silent)??)
+}
+
+async fn enroll(shared: &Shared, newcomer: &mut Newcomer<'_>, patience: Duration) -> Result<(), Refusal> {
+    // A token is never early data.
+    complete(&mut newcomer.handshake, patience).await?;
+    let connection = newcomer.connection;
+    let ControlStream { sender, receiver, .. } =
+        control_stream(connection, FrameReader::for_accepted_enrollment(), patience).await?;
     tokio::select! {
         result = answer_enrollment(shared, connection, sender, receiver, patience) => result,
         // Enrolling takes one stream (proto-spec/qtunnel-1.md, section 11).
@@ -225,8 +282,8 @@ async fn last_word(
     Ok(())
 }
 
-async fn serve_agent(shared: &Shared, connection: &Connection, stranger: Stranger) -> Result<(), Refusal> {
-    let patience = shared.config.limits.handshake();
+/// Whose connection it is, and for how long, if that agent may come in.
+fn admitted(shared: &Shared, connection: &Connection) -> Result<(AgentIdentity, Validity), Refusal> {
     let certificate = connection.peer_certificate().ok_or(Refusal::NoCertificate)?;
     let identity = AgentIdentity::from_certificate(&certificate)?;
     // A resumed session is not verified again by TLS.
@@ -234,7 +291,20 @@ async fn serve_agent(shared: &Shared, connection: &Connection, stranger: Strange
     if validity.is_expired(SystemTime::now()) {
         return Err(Refusal::Expired(identity));
     }
-    let (mut sender, mut receiver) = control_stream(connection, FrameReader::for_accepted_control(), patience).await?;
+    if shared.revoked.contains(&identity) {
+        return Err(Refusal::Revoked(identity));
+    }
+    Ok((identity, validity))
+}
+
+async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
+    let Newcomer { connection, handshake, sessions, stranger } = newcomer;
+    let connection = *connection;
+    let patience = shared.config.limits.handshake();
+    let (identity, validity) = admitted(shared, connection)?;
+    sessions.belong_to(&identity);
+    let ControlStream { mut sender, mut receiver, is_early } =
+        control_stream(connection, FrameReader::for_accepted_control(), patience).await?;
     let Some(Frame::Hello(hello)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
@@ -251,11 +321,20 @@ async fn serve_agent(shared: &Shared, connection: &Connection, stranger: Strange
     }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
+    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval, is_early));
+    if is_early {
+        // Requests may go out with the stub's first packets: only who has the agent's session can read them.
+        shared.registry.add_early(link.clone());
+    }
+    if let Err(refusal) = complete(handshake, patience).await {
+        shared.registry.remove(&link);
+        return Err(refusal);
+    }
     connection.trust();
-    drop(stranger);
-    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval));
+    *stranger = None;
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
+    shared.metrics.agent_connected(&link);
     shared.registry.add(link.clone());
     let end = session.run(sender, receiver).await;
     shared.registry.remove(&link);
@@ -281,18 +360,27 @@ fn log_connected(link: &AgentLink) {
         address = %link.connection.remote_address(),
         carrier = %link.connection.carrier(),
         software,
-        "agent connected"
+        "agent connected{}",
+        if link.is_early { ", resumed with 0-RTT" } else { "" }
     );
 }
 
-/// The stream that the agent opens, to be read by `reader`.
+/// The stream that the agent opens.
+struct ControlStream {
+    sender: FrameSender,
+    receiver: FrameReceiver,
+    /// Whether it came before the handshake was complete.
+    is_early: bool,
+}
+
 async fn control_stream(
     connection: &Connection,
     reader: FrameReader,
     patience: Duration,
-) -> Result<(FrameSender, FrameReceiver), Refusal> {
+) -> Result<ControlStream, Refusal> {
     let (send, recv) = timeout(patience, connection.accept()).await.map_err(|_elapsed| Refusal::Silent)??;
-    Ok((FrameSender::new(send), FrameReceiver::new(recv, reader)))
+    let is_early = recv.is_early();
+    Ok(ControlStream { sender: FrameSender::new(send), receiver: FrameReceiver::new(recv, reader), is_early })
 }
 
 async fn next_within(receiver: &mut FrameReceiver, patience: Duration) -> Result<Option<Frame>, Refusal> {

@@ -351,6 +351,21 @@ async fn pour(connection: &Connection, first: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn enrolling_takes_one_stream() {
+    let scene = Scene::start(|_head, connection| connection_fine(connection)).await;
+    let token = scene.stub.token(ROGUE_CLUSTER).parse().expect("a token");
+    let connection = super::support::rogue::dial_to_enroll(&scene.stub, &token).await;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let (mut send, recv) = connection.open().await.expect("a stream");
+        // The connection may be closed before all is written.
+        let _ = send.write(&mut [varints(&[0x01]).into()]).await;
+        streams.push((send, recv));
+    }
+    assert_eq!(closed_with(&connection).await, ErrorCode::ProtocolViolation);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_cannot_fill_the_stubs_memory() {
     let options = StubOptions::default().set("limits", "handshake_timeout", "20s");
     let scene = Scene::start_with(options, &[], |_head, connection| connection_fine(connection)).await;

@@ -1,6 +1,7 @@
 //! A TCP load balancer as a Kubernetes Service is one: each connection goes to one of the servers that are ready.
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,6 +52,13 @@ impl Balancer {
         let count = balancer.state.backends.len();
         eventually("every server is ready", || (balancer.ready().len() == count).then_some(()));
         balancer
+    }
+
+    /// Makes a kubeconfig file that leads to the server at `address` lead here.
+    pub fn kubeconfig(&self, path: &Path, address: SocketAddr) -> PathBuf {
+        let text = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, text.replace(&address.to_string(), &self.address.to_string())).unwrap();
+        path.to_owned()
     }
 
     /// The servers that get connections now.

@@ -21,6 +21,7 @@ pub mod relay;
 pub mod rogue;
 pub mod scene;
 pub mod scripted_upstream;
+pub mod shared_store;
 pub mod terminal;
 pub mod tunnel;
 pub mod udp_relay;

@@ -142,26 +142,30 @@ impl Stub {
     /// Makes a stub with `qtunnel stub init` and starts it on a port of its own.
     pub fn start(options: StubOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("stub");
-        init_stub_for(&state, options.base_domain.as_deref(), &options.hosts).ok();
-        let config = state.join("stub.toml");
-        change_settings(&config, &options.settings);
-        Self::start_in(dir)
+        init_stub_for(&dir.path().join("stub"), options.base_domain.as_deref(), &options.hosts).ok();
+        Self::start_in(dir, &options)
     }
 
-    /// Starts another one with a copy of the same keys, tokens and clusters, on a port of its own.
+    /// Starts another one with the store of this one, on a port of its own.
     pub fn start_another(&self, options: StubOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("stub");
-        copy_files(&self.state_dir(), &state);
-        change_settings(&state.join("stub.toml"), &options.settings);
-        Self::start_in(dir)
+        let config = dir.path().join("stub").join("stub.toml");
+        std::fs::create_dir(config.parent().unwrap()).unwrap();
+        std::fs::copy(self.config(), &config).unwrap();
+        let settings: toml::Table = std::fs::read_to_string(&config).unwrap().parse().unwrap();
+        let own = |store: &toml::Value| store.get("path").is_none() && store["kind"].as_str() == Some("directory");
+        if settings.get("store").is_none_or(own) {
+            let store = self.state_dir().to_str().unwrap().to_owned();
+            change_settings(&config, &[("store", "kind", "directory".into()), ("store", "path", store.into())]);
+        }
+        Self::start_in(dir, &options)
     }
 
-    /// Starts the stub whose settings and keys are in `dir`.
-    fn start_in(dir: TempDir) -> Self {
+    /// Starts the stub whose settings are in `stub/stub.toml` of a directory, with these options.
+    pub fn start_in(dir: TempDir, options: &StubOptions) -> Self {
         let config = dir.path().join("stub").join("stub.toml");
         change_settings(&config, &[("", "listen", "127.0.0.1:0".into())]);
+        change_settings(&config, &options.settings);
         let mut process = start_stub(&config);
         let address = listening_address(&mut process, "stub listens");
         // For kubeconfigs, and for a restart on the same port.
@@ -248,20 +252,6 @@ impl Stub {
     /// Waits until no request is open on agents of `cluster`.
     pub fn wait_until_idle(&self, cluster: &str) {
         eventually(&format!("no open stream of {cluster}"), || (self.open_streams(cluster) == 0).then_some(()));
-    }
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap() {
-            kind if kind.is_dir() => copy_files(&entry.path(), &target),
-            kind if kind.is_file() => drop(std::fs::copy(entry.path(), &target).unwrap()),
-            // The admin socket.
-            _ => {}
-        }
     }
 }
 

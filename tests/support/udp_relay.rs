@@ -25,6 +25,17 @@ pub struct UdpRelay {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A packet on its way to the server.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// When it came to the relay.
+    pub at: std::time::Instant,
+    /// From where.
+    pub client: SocketAddr,
+    /// What it is.
+    pub packet: Vec<u8>,
+}
+
 struct Control {
     server: SocketAddr,
     delay: Duration,
@@ -35,6 +46,8 @@ struct Control {
     host: AtomicU8,
     passed: AtomicU64,
     flows: Mutex<HashMap<SocketAddr, Flow>>,
+    /// What clients have sent, since it is recorded.
+    recorded: Mutex<Option<Vec<Recorded>>>,
     /// Clients whose packets go nowhere.
     forgotten: Mutex<HashSet<SocketAddr>>,
     /// The addresses that clients have had, in the order of their appearance.
@@ -74,6 +87,7 @@ impl UdpRelay {
             host: AtomicU8::new(1),
             passed: AtomicU64::new(0),
             flows: Mutex::default(),
+            recorded: Mutex::default(),
             forgotten: Mutex::default(),
             clients: Mutex::default(),
         });
@@ -122,6 +136,24 @@ impl UdpRelay {
         self.change_ports();
     }
 
+    /// Records from now on, and anew, what clients send.
+    pub fn record(&self) {
+        *self.control.recorded.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// What clients have sent since [`record`](Self::record).
+    pub fn recorded(&self) -> Vec<Recorded> {
+        self.control.recorded.lock().unwrap().clone().unwrap_or_default()
+    }
+
+    /// Sends what was recorded once more, the way that it went the first time.
+    pub fn repeat(&self, recorded: &[Recorded]) {
+        let flows = self.control.flows.lock().unwrap();
+        for Recorded { client, packet, .. } in recorded {
+            self.control.enqueue(&flows[client].to_server, packet);
+        }
+    }
+
     /// Packets that got through so far, both ways.
     pub fn packets(&self) -> u64 {
         self.control.passed.load(Ordering::SeqCst)
@@ -149,6 +181,10 @@ impl Control {
             };
             if self.forgotten.lock().unwrap().contains(&client) {
                 continue;
+            }
+            if let Some(recorded) = &mut *self.recorded.lock().unwrap() {
+                let (at, packet) = (std::time::Instant::now(), buffer[..length].to_vec());
+                recorded.push(Recorded { at, client, packet });
             }
             let flow = self.clone().flow(client, &front);
             self.enqueue(&flow.to_server, &buffer[..length]);

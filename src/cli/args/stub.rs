@@ -57,6 +57,9 @@ pub struct StubRunArgs {
     /// Where to listen, TCP and UDP, instead of what the settings file says.
     #[arg(long, env = "QTUNNEL_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// The stub's name, instead of what the settings file says: for several stubs with one settings file.
+    #[arg(long, env = "QTUNNEL_STUB_NAME", value_name = "NAME")]
+    pub name: Option<String>,
     /// How congestion on the way to agents is controlled, instead of what the settings file says.
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,

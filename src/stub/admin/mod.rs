@@ -2,7 +2,8 @@
 //! owner may open (`qtunnel status` asks there), and on a TCP address where one is configured.
 //!
 //! - `/metrics`: for Prometheus, in the text format of OpenMetrics.
-//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop.
+//! - `/healthz`: the process runs. `/readyz`: it takes new requests; 503 once it is about to stop, and with an election while
+//!   another stub leads.
 //! - `/api/v1/status`: [`StubStatus`] as JSON.
 //!
 //! Nobody is authenticated: whoever reaches the address may read all of it. It tells of clusters, agents and numbers, never
@@ -33,7 +34,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use client::{StatusError, status};
-pub use status::{AgentStatus, ClusterStatus, StubStatus};
+pub use status::{AgentStatus, ClusterStatus, ElectionStatus, StubStatus};
 
 use super::metrics::Counted;
 use super::shared::Shared;
@@ -80,6 +81,9 @@ impl Admin {
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok"),
             "/readyz" if self.shared.drain.is_announced() => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+            "/readyz" if !self.shared.election.leadership().borrow().leads => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "standing by: this stub does not lead")
+            }
             "/readyz" => text(StatusCode::OK, "ok"),
             "/metrics" => content(
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",

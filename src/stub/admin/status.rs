@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::stub::election::Leadership;
 use crate::stub::registry::{AgentLink, Fitness};
 use crate::stub::shared::Shared;
 use crate::wire::AuthMode;
@@ -17,8 +18,21 @@ pub struct StubStatus {
     pub stub: String,
     /// The version of its software.
     pub version: String,
+    /// Who leads, if there is an election.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub election: Option<ElectionStatus>,
     /// Every known cluster, sorted by id.
     pub clusters: Vec<ClusterStatus>,
+}
+
+/// An election.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ElectionStatus {
+    /// Whether this stub leads.
+    pub leads: bool,
+    /// Who leads, as far as this stub knows: the stub's name and a number that its process has chosen.
+    pub leader: Option<String>,
 }
 
 /// One cluster.
@@ -60,6 +74,8 @@ pub struct AgentStatus {
     pub upstream_latency_ms: f64,
     /// Since when it is connected.
     pub connected_since: Timestamp,
+    /// Whether it resumed a session with 0-RTT when it connected.
+    pub resumed_with_0rtt: bool,
     /// Round trip between stub and agent, in milliseconds.
     pub rtt_ms: f64,
     /// Packets lost per packet sent, from the stub to the agent, since it connected: 0 to 1. Unknown over TCP.
@@ -90,8 +106,15 @@ pub(super) fn status_of(shared: &Shared) -> StubStatus {
     StubStatus {
         stub: shared.config.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        election: shared.config.election.as_ref().map(|_| election_status(shared)),
         clusters: clusters.collect(),
     }
+}
+
+fn election_status(shared: &Shared) -> ElectionStatus {
+    let leadership = shared.election.leadership();
+    let Leadership { leads, leader } = leadership.borrow().clone();
+    ElectionStatus { leads, leader }
 }
 
 fn agent_status(link: &AgentLink) -> AgentStatus {
@@ -121,6 +144,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
         connected_since: timestamp(link.connected_at),
+        resumed_with_0rtt: link.is_early,
         rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
         loss: path.lost_packets.zip(path.sent_packets).map(|(lost, sent)| lost as f64 / sent.max(1) as f64),
         open_streams: link.traffic().open_streams(),

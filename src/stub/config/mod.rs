@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod authentication;
 mod authorization;
+mod election;
 mod http3;
 mod kubernetes;
 mod limits;
@@ -19,6 +20,7 @@ pub use admin::AdminConfig;
 pub use agents::AgentsConfig;
 pub use authentication::AuthenticationConfig;
 pub use authorization::AuthorizationConfig;
+pub use election::ElectionConfig;
 pub use http3::Http3Config;
 pub use kubernetes::KubernetesConfig;
 pub use limits::LimitsConfig;
@@ -46,13 +48,16 @@ pub struct StubConfig {
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,
-    /// Where this stub keeps what is its own, and by default also what it shares; relative to the settings file. Default:
-    /// beside it.
+    /// Where this stub keeps what is its own, agents' TLS sessions and the list of revoked agents among it, and by default also
+    /// what it shares; relative to the settings file. Default: beside it.
     #[serde(default)]
     pub state_dir: PathBuf,
     /// Where keys, join tokens and known clusters are kept, which stubs may share. Default: in `state_dir`.
     #[serde(default)]
     pub store: StoreConfig,
+    /// Which of several stubs leads. Default: no election; every stub is ready.
+    #[serde(default)]
+    pub election: Option<ElectionConfig>,
     /// The cluster that keeps Secrets and Leases, where the settings want some.
     #[serde(default)]
     pub kubernetes: KubernetesConfig,
@@ -146,6 +151,9 @@ impl StubConfig {
         }
         if let Some(key) = self.limits.impossible() {
             return Err(format!("limits.{key} has to be at least 1"));
+        }
+        if let Some(problem) = self.election.as_ref().and_then(ElectionConfig::problem) {
+            return Err(problem.to_owned());
         }
         if self.peers.len() > MAX_LIST_ENTRIES {
             return Err(format!("peers has {} entries, and can have {MAX_LIST_ENTRIES}", self.peers.len()));

@@ -25,6 +25,7 @@ use super::ClientConnection;
 use crate::carrier::Disconnect;
 use crate::pki::CertificateError;
 use crate::stub::limits::Stranger;
+use crate::stub::sessions::ConnectionSessions;
 use crate::stub::shared::Shared;
 use crate::stub::{request, tunnel};
 use crate::wire::limits::{MAX_HEAD_LENGTH, MAX_HEADER_COUNT};
@@ -99,10 +100,10 @@ async fn serve(shared: Arc<Shared>, socket: TcpStream, newcomer: Newcomer, tls: 
             }
             drop(place);
         }
-        Ok(Accepted::Agent(socket)) => {
+        Ok(Accepted::Agent(socket, sessions)) => {
             // A stop waits for requests, not for agents: they stay to serve them.
             tokio::spawn(async move {
-                tunnel::serve_over_tcp(&shared, socket, address, stranger).await;
+                tunnel::serve_over_tcp(&shared, socket, sessions, stranger, address).await;
                 drop(place);
             });
         }
@@ -128,7 +129,7 @@ enum ConnectionError {
 /// A connection whose TLS handshake is complete.
 enum Accepted {
     Client(Socket),
-    Agent(Socket),
+    Agent(Socket, Arc<ConnectionSessions>),
 }
 
 async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<Accepted, ConnectionError> {
@@ -142,7 +143,10 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
             if shared.drain.is_announced() {
                 return Err(io::Error::other("the stub is about to stop, and the agent had better try another one"));
             }
-            start.into_stream(tls.agents.clone()).await.map(Accepted::Agent)
+            let sessions = ConnectionSessions::new(shared.sessions.clone());
+            let mut tls = ServerConfig::clone(&tls.agents);
+            tls.session_storage = sessions.clone();
+            start.into_stream(Arc::new(tls)).await.map(|socket| Accepted::Agent(socket, sessions))
         } else {
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
         }

@@ -1,0 +1,58 @@
+//! Which of several stubs leads.
+//!
+//! Stubs need no leader for their work: each serves every cluster, and what must happen once, such as spending a join token or
+//! renewing the server certificate, is a compare and swap in their [store](crate::pki::Store). A leader is for those who put
+//! several stubs behind one address: only the one that leads is ready (`/readyz`), so that a load balancer sends users and
+//! agents to the same stub, and another takes over when it stops or dies.
+
+mod candidate;
+mod lease;
+
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use candidate::Timing;
+pub use lease::{LeaseElection, LeaseName};
+
+/// Who leads, as far as this stub knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// Whether this stub does. It has stopped to be true when another stub's becomes true, as long as both clocks run equally
+    /// fast; whether they show the same time does not matter.
+    pub leads: bool,
+    /// The name of the one that does, once it is known.
+    pub leader: Option<String>,
+}
+
+/// An election among stubs. There is [`Alone`] and [`LeaseElection`].
+pub trait Election: fmt::Debug + Send + Sync {
+    /// Who leads, now and whenever that changes.
+    fn leadership(&self) -> watch::Receiver<Leadership>;
+
+    /// Stands for election until `shutdown`, then hands over. Called once. Has to step down by itself when it can no longer
+    /// know whether somebody else leads.
+    fn campaign(&self, shutdown: CancellationToken) -> BoxFuture<'_, ()>;
+}
+
+/// No election: the stub leads.
+#[derive(Debug)]
+pub struct Alone(watch::Sender<Leadership>);
+
+impl Default for Alone {
+    fn default() -> Self {
+        Self(watch::Sender::new(Leadership { leads: true, leader: None }))
+    }
+}
+
+impl Election for Alone {
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.subscribe()
+    }
+
+    fn campaign(&self, _shutdown: CancellationToken) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
