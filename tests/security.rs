@@ -4,16 +4,21 @@
 //! | --- | --- |
 //! | CVE-2018-1002105 | `a_refused_upgrade_is_relayed_and_its_connection_takes_nothing_more` in `bad_days` |
 //! | CVE-2022-3172, CVE-2018-1002102 | `a_redirect_to_elsewhere_is_not_passed_on` in `bad_days` |
-//! | CVE-2021-31999, capsule-proxy#188 | [`connection_cannot_take_the_identity_away`] |
+//! | CVE-2021-31999, capsule-proxy#188 | [`connection_cannot_take_the_identity_away`], and at random in `smuggling` |
 //! | OCM #329, #335 | [`impersonation_headers_in_any_spelling_never_pass_unasked`], [`headers_that_claim_an_identity_end_at_the_tunnel`] |
+//! | chisel GHSA-24fp-5v3p-rvpw | `a_watch_that_is_not_allowed_any_more_is_broken_off_over_either_http`, `a_session_that_is_not_allowed_any_more_is_reset` in `policy` |
 //! | chisel CVE-2024-43798 | [`a_stub_without_clear_settings_refuses_to_start`] |
 //! | frp CVE-2026-40910 | [`a_host_that_is_not_the_connections_is_misdirected`], [`paths_that_servers_read_differently_are_refused`] |
-//! | Clusternet CVE-2023-30622, OCM CVE-2024-9779 | `an_agent_cannot_serve_another_cluster` in `bad_days` |
-//! | Teleport CVE-2025-49825 | [`an_agents_certificate_is_no_users`], [`a_users_certificate_is_no_agents`] |
-//! | CVE-2023-44487, CVE-2025-8671 | [`streams_that_are_reset_rapidly_leave_the_stub_serving`] |
-//! | quinn advisories | [`malformed_packets_leave_the_stub_serving`], `strangers_cannot_fill_the_stubs_memory` in `bad_days` |
+//! | Clusternet CVE-2023-30622, OCM CVE-2024-9779 | `no_rule_is_for_everything_and_no_impersonation_for_everybody` in `deploy`, `an_agent_cannot_serve_another_cluster` in `bad_days` |
+//! | OCM CVE-2026-4740 | [`a_renewal_that_names_another_cluster_changes_nothing`] |
+//! | Rancher GHSA-9ghh-mmcq-8phc | `a_user_who_loses_the_right_loses_what_is_open` in `policy` |
+//! | Teleport CVE-2025-49825 | [`an_agents_certificate_is_no_users`], [`a_users_certificate_is_no_agents`], `the_application_protocol_decides_whose_certificate_it_has_to_be` in `http3` |
+//! | CVE-2022-3294, k/k#136550 | [`a_request_never_leads_an_agent_elsewhere`], [`reading_a_nodes_proxy_takes_the_right_to_run`] |
+//! | CVE-2023-44487, CVE-2025-8671 | [`streams_that_are_reset_rapidly_leave_the_stub_serving`], `requests_that_are_reset_rapidly_cost_a_client_of_http3_its_connection` in `abuse` |
+//! | quinn advisories | [`malformed_packets_leave_the_stub_serving`], `strangers_cannot_fill_the_stubs_memory` in `bad_days`, `while_handshakes_do_not_end_addresses_have_to_be_proven` in `abuse` |
 //! | CVE-2026-16242 | [`a_stub_without_clear_settings_refuses_to_start`] |
-//! | request smuggling (RFC 9112, section 11.2) | [`lengths_that_can_be_read_in_two_ways_smuggle_nothing`] |
+//! | 0-RTT | `early_data_of_an_agent_that_returns_is_accepted_only_once` in `pki::handshake_tests` |
+//! | request smuggling (RFC 9112, section 11.2) | [`lengths_that_can_be_read_in_two_ways_smuggle_nothing`], and at random in `smuggling` |
 
 mod support;
 
@@ -23,14 +28,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use qtunnel::carrier::{QuicDialer, QuicSettings};
 use qtunnel::kube::kubeconfig::{Credentials, Kubeconfig};
-use qtunnel::wire::ALPN_TUNNEL;
+use qtunnel::pki::AgentIdentity;
+use qtunnel::wire::{ALPN_TUNNEL, Frame, Renew};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::mpsc;
 
 use support::http1::{Answer, Head, within};
-use support::rogue::enroll;
+use support::rogue::{RogueAgent, enroll, frames, write};
 use support::scene::{Scene, USER};
 use support::scripted_upstream::{AGENT_TOKEN, Next, ScriptedUpstream, UpstreamConnection};
 use support::tunnel::{Agent, AgentOptions, CLUSTER, Stub, StubOptions, change_settings, init_stub, run_qtunnel};
@@ -547,4 +553,79 @@ async fn a_stub_that_impersonates_needs_no_credential_of_the_cluster() {
             assert!(!found, "the agent's token in {}", path.display());
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_names_another_cluster_changes_nothing() {
+    let stub = Stub::start(StubOptions::default());
+    stub.token("c2");
+    let credentials = enroll(&stub, CLUSTER).await;
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut wanted = rcgen::CertificateParams::default();
+    let name = rcgen::string::Ia5String::try_from("qtunnel://c2/agent/other").expect("text");
+    wanted.subject_alt_names = vec![rcgen::SanType::URI(name)];
+    wanted.distinguished_name.push(rcgen::DnType::CommonName, "admin");
+    let request = wanted.serialize_request(&key).expect("a request").der().to_vec().into();
+    let mut agent = RogueAgent::connect(&stub, &credentials).await;
+    write(&mut agent.control, &frames(&[Frame::Renew(Renew { request })])).await;
+    match within("an answer", agent.control_frames.next_frame()).await.expect("a frame") {
+        Some(Frame::Refused(_)) => {}
+        Some(Frame::Certificate(certificate)) => {
+            let issued = CertificateDer::from(certificate.chain[0].to_vec());
+            let identity = AgentIdentity::from_certificate(&issued).expect("an agent's certificate");
+            assert_eq!(&identity, credentials.identity());
+            assert!(qtunnel::pki::user_identity(&issued).is_err(), "it makes no user");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_never_leads_an_agent_elsewhere() {
+    let (scene, mut came) = scene().await;
+    let elsewhere = ScriptedUpstream::start(async |_head, _connection| panic!("somebody came")).await;
+    let (address, prefix, host) = (elsewhere.address, &scene.user.prefix, &scene.user.host);
+    for request in [
+        format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\n"),
+        format!("GET http://{address}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+        format!("GET {prefix}@{address}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+        format!("GET {prefix}//{address}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+    ] {
+        let mut client = scene.user.connect().await;
+        client.write(request.as_bytes()).await.expect("a request is sent");
+        let head = within("an answer", client.head()).await.expect("an answer").expect("an answer");
+        assert!([400, 404, 421].contains(&head.status()), "{request}: {head:?}");
+        expect_nothing_came(&scene.user, &mut came, &request).await;
+    }
+    // The absolute form names a server too (RFC 9112, section 3.2.2); all the same it is the cluster's own that is asked.
+    let mut client = scene.user.connect().await;
+    let request = format!("GET http://{address}{prefix}{LIST} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    client.write(request.as_bytes()).await.expect("a request is sent");
+    assert_eq!(client.answer("GET").await.text(), "fine");
+    assert_eq!(next(&mut came).await.head.target(), LIST);
+    // A node's address is for the API server to dial, not for the agent.
+    let path = format!("/api/v1/nodes/{}:{}/proxy/metrics", address.ip(), address.port());
+    assert_eq!(ask(&scene.user, Version::Http2, &path, &[]).await.text(), "fine");
+    assert_eq!(next(&mut came).await.head.target(), path);
+    assert_eq!(elsewhere.accepted_connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_a_nodes_proxy_takes_the_right_to_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("policy.yaml");
+    let rule =
+        "{name: read, clusters: ['*'], users: ['*'], verbs: [get, list, watch], apiGroups: ['*'], resources: ['*']}";
+    std::fs::write(&policy, format!("apiVersion: qtunnel.dev/v1\nkind: Policy\nrules:\n- {rule}\n")).expect("a file");
+    let options = StubOptions::default().set("authorization", "mode", "policy");
+    let options = options.set("authorization", "policy_file", policy.to_str().expect("a path"));
+    let (scene, mut came) = scene_with(options, &[]).await;
+    for version in Version::ALL {
+        assert_eq!(ask(&scene.user, version, "/api/v1/nodes/n1", &[]).await.text(), "fine");
+        assert_eq!(next(&mut came).await.head.target(), "/api/v1/nodes/n1");
+        for path in ["/api/v1/nodes/n1/proxy/run/demo/web/sh", "/api/v1/nodes/n1/proxy", EXEC] {
+            ask(&scene.user, version, path, &[]).await.expect_status(403, Some("Forbidden"));
+        }
+    }
+    assert!(came.try_recv().is_err(), "nothing else came");
 }

@@ -31,6 +31,10 @@ pub struct QuicSettings {
     /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down.
     /// Default 16 MiB: 1 Gbit/s at 100 ms.
     pub stream_window: u32,
+    /// Bytes that all streams of a connection together may have in flight towards the end that dials: what a rogue stub can
+    /// make an agent keep. Default 256 MiB, sixteen streams' worth: fewer readers that stopped reading hinder no other
+    /// stream.
+    pub dialler_window: u32,
     /// Bytes that this end keeps unacknowledged over all streams. Default 64 MiB.
     pub send_window: u64,
     /// What the kernel is asked to buffer per socket and direction, in bytes. quinn sets none, and the kernel's default
@@ -79,6 +83,7 @@ impl Default for QuicSettings {
             idle_timeout: Duration::from_secs(5 * 60),
             keep_alive: Duration::from_secs(5),
             stream_window: 16 << 20,
+            dialler_window: 256 << 20,
             send_window: 64 << 20,
             socket_buffer: 8 << 20,
             congestion: CongestionControl::default(),
@@ -202,6 +207,19 @@ impl IncomingConnection {
     pub fn remote_address(&self) -> SocketAddr {
         let address = self.incoming.remote_address();
         SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// Whether somebody who can be reached at the address has made the attempt, as far as that is proven.
+    pub fn is_address_proven(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    /// Has whoever makes the attempt prove the address first (RFC 9000, section 8.1.2): the attempt comes again, proven. One that
+    /// comes with a proof already is refused.
+    pub fn demand_proof(self) {
+        if let Err(proven) = self.incoming.retry() {
+            proven.into_incoming().refuse();
+        }
     }
 
     /// Tells the peer that there is no connection to be had.
@@ -384,7 +402,9 @@ impl QuicDialer {
         let failed = |what: &str, error: &dyn std::fmt::Display| ConnectionEnd::Failed(format!("{what}: {error}"));
         let pulse = Arc::new(Pulse::default());
         let mut config = self.config.clone();
-        config.transport_config(Arc::new(self.settings.transport(INITIAL_PERMITS_DIALLING, &pulse)));
+        let mut transport = self.settings.transport(INITIAL_PERMITS_DIALLING, &pulse);
+        transport.receive_window(self.settings.dialler_window.into());
+        config.transport_config(Arc::new(transport));
         let socket = udp_socket(unspecified(address), self.settings.socket_buffer)
             .map_err(|error| failed("cannot open a UDP socket", &error))?;
         let endpoint = QuicEndpoint::new(quinn::EndpointConfig::default(), None, socket, &self.settings)

@@ -1,6 +1,7 @@
 //! What every carrier promises, over real sockets on loopback.
 
 mod contract;
+mod quic_peers;
 mod tcp_peers;
 
 use std::net::{Ipv4Addr, SocketAddr};

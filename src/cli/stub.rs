@@ -240,11 +240,38 @@ sink = "none"
 # take every lost packet for congestion.
 # congestion = "cubic"
 
+[http3]
+# Whether clients may use HTTP/3 on the UDP port. exec, attach and port-forward use HTTP/1.1 all the same.
+# enabled = true
+# Whether answers over HTTP/1.1 and HTTP/2 say so (Alt-Svc).
+# advertise = true
+
 [limits]
-# Connections on the TCP port at once: clients, and agents over TCP.
+# An address is an IPv4 address or an IPv6 network of 64 bits. Too many requests are answered with 429; the metric
+# qtunnel_limited counts whatever is refused by a limit.
+# Connections on the TCP port at once: clients, and agents over TCP; and as many clients over HTTP/3.
 # client_connections = 20000
-# Requests at once on one HTTP/2 connection, watches among them.
+# New connections of one address in a second, ten times as many in a burst.
+# connections_per_second = 200
+# Connections of one address at once on which nobody has authenticated, and how long they have for it.
+# strangers_per_address = 1000
+# authentication_timeout = "30s"
+# QUIC handshakes at once. While half of them are in progress, addresses have to be proven (Retry).
+# quic_handshakes = 1000
+# Requests of one address in a second that are refused with 401, ten times as many in a burst; 429 from there on.
+# unauthenticated_per_second = 10
+# Requests at once on one HTTP/2 or HTTP/3 connection (there at most 1000), watches among them.
 # requests_per_connection = 10000
+# Requests of one user in a second, twice as many in a burst; 0 is no bound.
+# requests_per_second_per_user = 0
+# Requests at once that end soon, of one user and to one cluster.
+# requests_per_user = 1000
+# requests_per_cluster = 4000
+# Requests at once that may go on for long: watches, logs, exec, port-forwards.
+# watches_per_user = 10000
+# watches_per_cluster = 20000
+# The longest request body in bytes, but for upgrades and `proxy` requests; 0 is no bound.
+# request_body_length = 1073741824
 # How long a TLS or QUIC handshake may take, and a client's request head.
 # handshake_timeout = "10s"
 # How long a request waits for an agent to take its stream, and for one whose connection answers.

@@ -21,6 +21,8 @@ pub fn rewrite_location(location: &str, own_prefix: &str, upstream: &Authority) 
     let (authority, path) = split_authority(location);
     match authority {
         Some((scheme, authority)) if !is_upstream(scheme, authority, upstream) => Err(foreign()),
+        // Without its own authority such a path would be a network-path reference, which leads to another host.
+        Some(_) if path.starts_with("//") => Err(foreign()),
         Some(_) if path.starts_with(['?', '#']) || path.is_empty() => Ok(format!("{own_prefix}/{path}")),
         None if !path.starts_with('/') && has_scheme(path) => Err(foreign()),
         // Relative to the request's own path, which already has the prefix.
@@ -113,6 +115,8 @@ mod tests {
             "https://10.0.0.1:6443@evil.example/",
             "https://user@10.0.0.1:6443/",
             "//evil.example/x",
+            "https://10.0.0.1:6443//evil.example/x",
+            "//10.0.0.1:6443//evil.example/x",
             "/\\evil.example/x",
             "\\\\evil.example/x",
             "https:evil.example",

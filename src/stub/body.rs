@@ -137,6 +137,60 @@ impl std::fmt::Debug for ResumableWatch {
     }
 }
 
+/// The body of a request that is no longer than it may be.
+#[derive(Debug)]
+pub struct BoundedBody<B> {
+    body: B,
+    left: Option<u64>,
+}
+
+/// Why the body of a request breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenBody<E> {
+    /// It did by itself.
+    #[error("{0}")]
+    Body(E),
+    /// A body that had not said how long it is.
+    #[error("it is longer than limits.request_body_length")]
+    TooLong,
+}
+
+impl<B> BoundedBody<B> {
+    /// Lets no more than `bound` bytes of `body` pass.
+    pub fn new(body: B, bound: Option<u64>) -> Self {
+        Self { body, left: bound }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for BoundedBody<B> {
+    type Data = Bytes;
+    type Error = BrokenBody<B::Error>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+        let frame = frame.map_err(BrokenBody::Body)?;
+        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+        if let Some(left) = &mut self.left {
+            match left.checked_sub(length) {
+                Some(rest) => *left = rest,
+                None => return Poll::Ready(Some(Err(BrokenBody::TooLong))),
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Ends a task with its owner.
 #[derive(Debug)]
 pub struct AbortOnDrop(pub AbortHandle);

@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::admin::{AgentStatus, StubStatus};
+use super::limits::Limit;
 use super::meter::ClusterBytes;
 use super::record::{GivenAnswer, RequestFacts};
 use super::registry::AgentLink;
@@ -31,6 +32,9 @@ pub struct Metrics {
     retries: Family<ClusterLabel, Counter>,
     rejected_heads: Family<ReasonLabel, Counter>,
     path_changes: Family<ClusterLabel, Counter>,
+    limited: Family<LimitLabel, Counter>,
+    /// Connection attempts over QUIC that had to prove their address first.
+    pub address_proofs: Counter,
     retries_refused: Family<ClusterLabel, Counter>,
     connections: Family<ConnectionLabels, Counter>,
 }
@@ -133,6 +137,11 @@ struct ReloadLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AgentLabels {
     cluster: String,
     agent: String,
@@ -171,6 +180,8 @@ impl Default for Metrics {
             bytes: Family::default(),
             retries: Family::default(),
             path_changes: Family::default(),
+            limited: Family::default(),
+            address_proofs: Counter::default(),
             retries_refused: Family::default(),
             connections: Family::default(),
         }
@@ -209,6 +220,11 @@ impl Metrics {
     /// Counts a request head that never became a request.
     pub fn head_rejected(&self, reason: RejectedHead) {
         self.rejected_heads.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
+    }
+
+    /// Counts what was refused because of a limit.
+    pub fn limited(&self, limit: Limit) {
+        self.limited.get_or_create(&LimitLabel { limit: limit.name() }).inc();
     }
 
     /// The counter of a cluster's requests that were not tried again because too many had been.
@@ -259,6 +275,16 @@ impl Metrics {
             "Bytes of bodies and upgraded connections, counted as they pass",
             Unit::Bytes,
             self.bytes.clone(),
+        );
+        registry.register(
+            "limited",
+            "Connections, requests and bodies that were refused because of a limit, by the limit's name in the settings",
+            self.limited.clone(),
+        );
+        registry.register(
+            "address_proofs",
+            "Connection attempts over QUIC that had to prove their address first",
+            self.address_proofs.clone(),
         );
         registry.register(
             "agent_connections",

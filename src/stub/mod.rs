@@ -22,6 +22,7 @@ mod event_stream;
 mod farewell;
 mod front;
 mod handle;
+mod limits;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -76,6 +77,7 @@ use dispatch::Patience;
 use drain::Drain;
 use election::{Alone, Election, LeaseElection};
 use front::tcp::PortTls;
+use limits::Limits;
 use open_requests::OpenRequests;
 use record::Watchers;
 use registry::Registry;
@@ -202,6 +204,7 @@ impl Stub {
             Some(address) => Some(admin_listener(address, &config.admin).await?),
             None => None,
         };
+        let watchers = Watchers { tracer, ..Watchers::default() };
         let instance = rand::random();
         let election = election_of(&config, instance).await?;
         let shared = Arc::new(Shared {
@@ -211,7 +214,8 @@ impl Stub {
             policy_file,
             followed_files,
             audit,
-            watchers: Watchers { tracer, ..Watchers::default() },
+            limits: Limits::new(&config.limits, watchers.metrics.clone()),
+            watchers,
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(config.agents.selector.selector()),
             retry_budgets: RetryBudgets::default(),

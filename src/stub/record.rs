@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::activity::Activity;
 use super::audit::Trail;
 use super::authorize::{Decision, OwnedAttributes};
+use super::limits::RequestPlace;
 use super::meter::Meter;
 use super::metrics::Metrics;
 use super::open_requests::{Ending, OpenRequest};
@@ -30,6 +31,8 @@ pub struct RequestRecord {
     facts: RequestFacts,
     trail: Trail,
     watchers: Watchers,
+    /// Held for as long as the request goes on.
+    place: Option<RequestPlace>,
 }
 
 /// Those who are told of every request.
@@ -129,7 +132,7 @@ impl RequestRecord {
             end: End::ClientGone,
             span: watchers.tracer.begin(SpanKind::Server, request.headers()),
         };
-        Self { facts, trail: Trail::default(), watchers: watchers.clone() }
+        Self { facts, trail: Trail::default(), watchers: watchers.clone(), place: None }
     }
 
     /// What is known so far.
@@ -161,6 +164,11 @@ impl RequestRecord {
         self.facts.meter = open.meter().clone();
         self.facts.attributes = Some(open.attributes().clone());
         self.trail.received(&self.facts).await
+    }
+
+    /// It takes a place among those that its user and its cluster may have, and gives it back at its end.
+    pub fn admitted(&mut self, place: RequestPlace) {
+        self.place = Some(place);
     }
 
     /// Whether it may be made.

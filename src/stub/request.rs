@@ -13,13 +13,14 @@ use hyper::upgrade::OnUpgrade;
 
 use super::authenticate::{Authenticator, Credentials, NotVouched, Proof, Vouched};
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
-use super::body::{AbortOnDrop, AnswerBody, ResumableWatch, TunnelledBody};
+use super::body::{AbortOnDrop, AnswerBody, BoundedBody, ResumableWatch, TunnelledBody};
 use super::dispatch::{Exchange, Outgoing, Retries, dispatch};
 use super::drain::Drain;
 use super::event_stream::EventStream;
 use super::farewell::UpgradedSocket;
 use super::front::ClientConnection;
 use super::front::tcp::ClientSocket;
+use super::limits::Limit;
 use super::meter::{Meter, MeteredSocket};
 use super::open_requests::{Ending, OpenRequest, Origin};
 use super::record::{GivenAnswer, RequestRecord};
@@ -124,7 +125,9 @@ where
     let (mut parts, body) = request.into_parts();
 
     let credentials = Arc::new(credentials(connection, &mut parts.headers)?);
-    let user = authenticate(&*shared.authenticator, &credentials).await?;
+    let user = authenticate(&*shared.authenticator, &credentials)
+        .await
+        .map_err(|status| shared.limits.unauthenticated(connection.address.ip(), status))?;
     record.set_user(&user.identity);
     // Set already by an earlier request on the same connection.
     let _ = connection.authenticated.set(());
@@ -150,6 +153,8 @@ where
     let origin = Origin::of(record.facts(), credentials.clone());
     let open = shared.open_requests.open(attributes(&head, &route.cluster, info), origin, meter);
     record.understood(&open).await?;
+    admit(shared, open.attributes(), record)?;
+    let bound = body_bound(shared, &head, &open.attributes().request)?;
     authorize(&*shared.authorizer, open.attributes(), record).await?;
 
     let outgoing = Outgoing {
@@ -157,7 +162,7 @@ where
         info: &open.attributes().request,
         head,
         cluster_token: cluster_token(&credentials, user.by),
-        body,
+        body: BoundedBody::new(body, bound),
         meter: record.facts().meter.clone(),
         retries: Retries {
             budget: shared.retry_budgets.of(&route.cluster),
@@ -223,6 +228,29 @@ async fn authenticate(authenticator: &dyn Authenticator, credentials: &Credentia
 /// A token that did not authenticate: the user's own for the cluster. Only pass-through agents ever get it.
 fn cluster_token(credentials: &Credentials, proof: Proof) -> Option<BearerToken> {
     credentials.token().filter(|_| proof == Proof::Certificate).cloned()
+}
+
+/// Takes a place for the request, or refuses it because its user or its cluster has too many.
+fn admit(shared: &Shared, attributes: &OwnedAttributes, record: &mut RequestRecord) -> Result<(), Status> {
+    let OwnedAttributes { user, cluster, request, .. } = attributes;
+    let place = shared.limits.admit_request(&user.user, cluster, request.is_long_running())?;
+    record.admitted(place);
+    Ok(())
+}
+
+/// How long the body may be; `None` where nothing bounds it.
+fn body_bound(shared: &Shared, head: &RequestHead, request: &RequestInfo) -> Result<Option<u64>, Status> {
+    let limit = shared.config.limits.request_body_length;
+    let is_bounded = limit > 0 && head.upgrade.is_none() && request.verb != "proxy" && request.subresource != "proxy";
+    let bound = is_bounded.then_some(limit);
+    let announced = headers::content_length(&head.headers).map_err(|error| Status::bad_request(error.to_string()))?;
+    match (announced, bound) {
+        (Some(length), Some(bound)) if length > bound => {
+            shared.limits.refused(Limit::RequestBodyLength, &head.identity.user);
+            Err(Status::payload_too_large(bound))
+        }
+        _ => Ok(bound),
+    }
 }
 
 async fn authorize(

@@ -14,6 +14,7 @@ use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::Election;
+use super::limits::Limits;
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
 use super::registry::Registry;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub followed_files: Vec<Arc<dyn Reload>>,
     /// Where it is told who did what.
     pub audit: AuditLog,
+    /// What anybody may take.
+    pub limits: Limits,
     /// Who is told of every request.
     pub watchers: Watchers,
     /// The requests that are open now.

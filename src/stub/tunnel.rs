@@ -6,11 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use super::enrollment;
 use super::front::http3;
+use super::limits::{Admission, Stranger};
 use super::registry::AgentLink;
 use super::sessions::ConnectionSessions;
 use super::shared::Shared;
@@ -35,10 +37,11 @@ pub async fn run(shared: Arc<Shared>, listener: &QuicListener) {
             incoming.refuse();
             continue;
         }
+        let Some(attempt) = attempt(&shared, incoming) else { continue };
         let shared = shared.clone();
         tokio::spawn(async move {
-            let address = incoming.remote_address();
-            if let Err(refusal) = accept(&shared, incoming).await {
+            let address = attempt.incoming.remote_address();
+            if let Err(refusal) = accept(&shared, attempt).await {
                 refusal.log(address);
             }
         });
@@ -61,11 +64,13 @@ pub async fn serve_over_tcp(
     shared: &Shared,
     socket: TlsStream<TcpStream>,
     sessions: Arc<ConnectionSessions>,
+    stranger: Stranger,
     address: SocketAddr,
 ) {
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
         Ok(connection) => {
-            let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions };
+            let stranger = Some(stranger);
+            let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions, stranger };
             identified(shared, newcomer).await
         }
         Err(end) => Err(Refusal::from(end)),
@@ -81,6 +86,8 @@ struct Newcomer<'a> {
     /// What is left of it when a session was resumed.
     handshake: Handshake,
     sessions: Arc<ConnectionSessions>,
+    /// Nothing once it is known who it is.
+    stranger: Option<Stranger>,
 }
 
 impl Newcomer<'_> {
@@ -147,21 +154,41 @@ impl Refusal {
     }
 }
 
+/// A connection attempt over QUIC whose handshake may begin.
+struct Attempt {
+    incoming: IncomingConnection,
+    stranger: Stranger,
+    /// Held for as long as it takes to know who it is.
+    permit: OwnedSemaphorePermit,
+}
+
+/// The attempt, if it may go on now.
+fn attempt(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
+    match shared.limits.admit_handshake(&incoming) {
+        Admission::Handshake(stranger, permit) => return Some(Attempt { incoming, stranger, permit }),
+        Admission::ProveAddress => incoming.demand_proof(),
+        Admission::Refused => incoming.refuse(),
+    }
+    None
+}
+
 /// One connection over QUIC, from its handshake to its end.
-async fn accept(shared: &Arc<Shared>, incoming: IncomingConnection) -> Result<(), Refusal> {
+async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
+    let Attempt { incoming, stranger, permit } = attempt;
     let patience = shared.config.limits.handshake();
     let sessions = ConnectionSessions::new(shared.sessions.clone());
     let identifying = incoming.with_sessions(sessions.clone())?.identify();
     let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
+    drop(permit);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
         complete(&mut handshake, patience).await?;
         // A stop waits for the requests of clients.
-        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic())).await;
+        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger)).await;
         return Ok(());
     }
     let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
     let connection = connection.into_tunnel();
-    let mut newcomer = Newcomer { connection: &connection, handshake, sessions };
+    let mut newcomer = Newcomer { connection: &connection, handshake, sessions, stranger: Some(stranger) };
     match vouched_for {
         Ok(()) if shared.drain.is_announced() => {
             // It had better try another stub. What it may resume of this connection it takes to the next start of this one.
@@ -271,7 +298,7 @@ fn admitted(shared: &Shared, connection: &Connection) -> Result<(AgentIdentity, 
 }
 
 async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
-    let Newcomer { connection, handshake, sessions } = newcomer;
+    let Newcomer { connection, handshake, sessions, stranger } = newcomer;
     let connection = *connection;
     let patience = shared.config.limits.handshake();
     let (identity, validity) = admitted(shared, connection)?;
@@ -304,6 +331,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
         return Err(refusal);
     }
     connection.trust();
+    *stranger = None;
     let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
     log_connected(&link);
     shared.watchers.metrics.agent_connected(&link);

@@ -242,6 +242,7 @@ async fn a_redirect_to_elsewhere_is_not_passed_on() {
             "/own-path" => "/openapi/v3?hash=AB".to_owned(),
             "/other-port" => format!("http://{host}1/"),
             "/climbing" => "/../../other-cluster/api".to_owned(),
+            "/own-network-path" => format!("http://{host}//evil.example/api"),
             "/network-path" => "//evil.example/api".to_owned(),
             "/script" => "javascript:alert(1)".to_owned(),
             _ => "https://evil.example/api".to_owned(),
@@ -249,7 +250,7 @@ async fn a_redirect_to_elsewhere_is_not_passed_on() {
         connection.answer("307 Temporary Redirect", &[("Location", &location)], "over there").await
     })
     .await;
-    for path in ["/elsewhere", "/other-port", "/network-path", "/climbing", "/script"] {
+    for path in ["/elsewhere", "/other-port", "/network-path", "/own-network-path", "/climbing", "/script"] {
         for answer in ask_both(&scene.user, "GET", path).await {
             answer.expect_status(502, None);
             assert_eq!(answer.head.header("location"), None, "{path}");

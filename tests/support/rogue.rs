@@ -138,7 +138,8 @@ pub struct RogueAgent {
     pub connection: Connection,
     /// What goes to the stub.
     pub control: SendStream,
-    _control_frames: FrameReceiver,
+    /// What comes from the stub. Its welcome has been read.
+    pub control_frames: FrameReceiver,
 }
 
 impl RogueAgent {
@@ -150,7 +151,7 @@ impl RogueAgent {
         let mut control_frames = FrameReceiver::new(recv, FrameReader::for_opened_control());
         let welcome = within("a welcome", control_frames.next_frame()).await.expect("a frame");
         assert!(matches!(welcome, Some(Frame::Welcome(_))), "{welcome:?}");
-        Self { connection, control, _control_frames: control_frames }
+        Self { connection, control, control_frames }
     }
 }
 

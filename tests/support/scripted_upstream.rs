@@ -158,7 +158,8 @@ where
         let own = match head.target() {
             READYZ if state.unready.load(Ordering::SeqCst) => Some("503 Service Unavailable"),
             READYZ => Some("200 OK"),
-            KUBE_SYSTEM => Some("403 Forbidden"),
+            // No user's request comes without one.
+            KUBE_SYSTEM if head.header("impersonate-user").is_none() => Some("403 Forbidden"),
             _ => None,
         };
         if let Some(status) = own {

@@ -176,7 +176,7 @@ impl User {
                 let answer = self.connect_http2().await.send_request(request).await;
                 Answering::read_http2(answer.map_err(|error| error.to_string())?)
             }
-            Version::Http3 => self.begin_http3(method, path, &[]).await.map_err(|error| error.to_string())?,
+            Version::Http3 => self.begin_http3(method, path, &[]).await?,
         };
         Ok(answering.rest().await)
     }
@@ -198,17 +198,14 @@ impl User {
         }
     }
 
-    async fn begin_http3(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-    ) -> Result<Answering, h3::error::StreamError> {
-        let mut connection = self.connect_http3().await;
-        let mut exchange = connection.send(self.http3_request(method, path, headers)).await?;
+    async fn begin_http3(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answering, String> {
+        let mut connection = Http3::connect(self).await?;
+        let request = self.http3_request(method, path, headers);
+        let mut exchange = connection.send(request).await.map_err(|error| error.to_string())?;
         // The stub may have answered, and wanted nothing more, before it is said that there is nothing more.
         let _ = exchange.finish().await;
-        let (head, answer) = Http3Answer::begin(exchange, Some(connection)).await?;
+        let beginning = Http3Answer::begin(exchange, Some(connection)).await;
+        let (head, answer) = beginning.map_err(|error| error.to_string())?;
         Ok(Answering { head, body: Vec::new(), from: From::Http3(Box::new(answer)) })
     }
 

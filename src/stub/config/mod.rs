@@ -143,6 +143,7 @@ impl StubConfig {
         let positive = [
             ("agents.certificate_ttl", self.agents.certificate_ttl),
             ("agents.idle_timeout", self.agents.idle_timeout),
+            ("limits.authentication_timeout", self.limits.authentication_timeout),
             ("limits.handshake_timeout", self.limits.handshake_timeout),
             ("limits.dispatch_timeout", self.limits.dispatch_timeout),
             ("limits.response_timeout", self.limits.response_timeout),
@@ -150,6 +151,9 @@ impl StubConfig {
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| !value.is_positive()) {
             return Err(format!("{key} has to be longer than nothing"));
+        }
+        if let Some(key) = self.limits.impossible() {
+            return Err(format!("limits.{key} has to be at least 1"));
         }
         if let Some(problem) = self.election.as_ref().and_then(ElectionConfig::problem) {
             return Err(problem.to_owned());

@@ -13,6 +13,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,12 +24,19 @@ use tokio_rustls::server::TlsStream;
 use super::ClientConnection;
 use crate::carrier::Disconnect;
 use crate::pki::CertificateError;
+use crate::stub::limits::Stranger;
 use crate::stub::metrics::{Metrics, RejectedHead};
 use crate::stub::sessions::ConnectionSessions;
 use crate::stub::shared::Shared;
 use crate::stub::{request, tunnel};
-use crate::wire::limits::MAX_HEAD_LENGTH;
+use crate::wire::limits::{MAX_HEAD_LENGTH, MAX_HEADER_COUNT};
 use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP};
+
+/// Requests over HTTP/2 that a client may have reset before the stub has looked at them.
+const UNSEEN_RESETS: usize = 64;
+
+/// How long a connection is idle before the peer is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The socket of a client or an agent.
 type Socket = TlsStream<TcpStream>;
@@ -49,7 +57,12 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     while let Ok(place) = places.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((socket, address)) => {
-                let serving = serve(shared.clone(), socket, address, tls.clone(), place);
+                let Some(stranger) = shared.limits.admit_connection(address.ip()) else {
+                    hang_up(&socket);
+                    continue;
+                };
+                let newcomer = Newcomer { address, stranger, place };
+                let serving = serve(shared.clone(), socket, newcomer, tls.clone());
                 // A stop waits for the requests of those that came in time.
                 match shared.drain.is_closing() {
                     true => drop(tokio::spawn(serving)),
@@ -65,11 +78,26 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
     }
 }
 
-async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls: PortTls, place: OwnedSemaphorePermit) {
+/// Ends a connection that nothing was read of: with RST, which leaves nothing behind here.
+fn hang_up(socket: &TcpStream) {
+    // Without it the peer sees a FIN.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// A connection that was admitted.
+struct Newcomer {
+    address: SocketAddr,
+    stranger: Stranger,
+    /// Held for as long as the connection lives.
+    place: OwnedSemaphorePermit,
+}
+
+async fn serve(shared: Arc<Shared>, socket: TcpStream, newcomer: Newcomer, tls: PortTls) {
+    let Newcomer { address, stranger, place } = newcomer;
     match handshake(&shared, socket, &tls).await {
         Ok(Accepted::Client(socket)) => {
             let metrics = shared.watchers.metrics.clone();
-            if let Err(error) = serve_client(shared, socket, address).await {
+            if let Err(error) = serve_client(shared, socket, address, stranger).await {
                 error.count(&metrics);
                 tracing::debug!(%address, "a client's connection ended: {error}");
             }
@@ -78,7 +106,7 @@ async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls:
         Ok(Accepted::Agent(socket, sessions)) => {
             // A stop waits for requests, not for agents: they stay to serve them.
             tokio::spawn(async move {
-                tunnel::serve_over_tcp(&shared, socket, sessions, address).await;
+                tunnel::serve_over_tcp(&shared, socket, sessions, stranger, address).await;
                 drop(place);
             });
         }
@@ -91,6 +119,8 @@ async fn serve(shared: Arc<Shared>, socket: TcpStream, address: SocketAddr, tls:
 enum ConnectionError {
     #[error("the TLS handshake did not end in time")]
     HandshakeTimeout,
+    #[error("nobody has authenticated in time")]
+    Stranger,
     #[error("TLS: {0}")]
     Tls(#[from] io::Error),
     #[error("the certificate: {0}")]
@@ -118,6 +148,8 @@ enum Accepted {
 async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<Accepted, ConnectionError> {
     // Answers go out as they come; waiting for more to send along would delay every watch event.
     socket.set_nodelay(true)?;
+    // A client that reads nothing for hours may be paused; one whose host is gone is not there to say so.
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))?;
     let accepting = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         if offers_tunnel(&start.client_hello()) {
@@ -140,12 +172,18 @@ fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_some_and(|mut names| names.any(|name| [ALPN_TUNNEL_TCP, ALPN_ENROLLMENT_TCP].contains(&name)))
 }
 
-async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) -> Result<(), ConnectionError> {
+async fn serve_client(
+    shared: Arc<Shared>,
+    socket: Socket,
+    address: SocketAddr,
+    stranger: Stranger,
+) -> Result<(), ConnectionError> {
     let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
     let closing = connection.closing(&shared.drain);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
     let limits = shared.config.limits.clone();
-    let service = service_fn(move |request| request::serve(shared.clone(), connection.clone(), request));
+    let strange = shared.limits.wait_for_stranger(&connection, stranger);
+    let service = service_fn(|request| request::serve(shared.clone(), connection.clone(), request));
     let socket = TokioIo::new(socket);
     if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -153,6 +191,8 @@ async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) 
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.requests_per_connection)
             .max_header_list_size(MAX_HEAD_LENGTH as u32)
+            // Requests that are reset before they were looked at (CVE-2023-44487).
+            .max_pending_accept_reset_streams(UNSEEN_RESETS)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(16 << 20)
             .keep_alive_interval(Some(Duration::from_secs(30)))
@@ -161,6 +201,7 @@ async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) 
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
+            () = strange => return Err(ConnectionError::Stranger),
             () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
@@ -168,12 +209,15 @@ async fn serve_client(shared: Arc<Shared>, socket: Socket, address: SocketAddr) 
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.handshake())
+            .max_buf_size(MAX_HEAD_LENGTH)
+            .max_headers(MAX_HEADER_COUNT)
             .title_case_headers(true)
             .serve_connection(socket, service)
             .with_upgrades();
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
+            () = strange => return Err(ConnectionError::Stranger),
             () = closing => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)

@@ -8,6 +8,7 @@ mod guard;
 mod quic;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use h3::quic::SendStream as _;
 use h3::server::{RequestResolver, RequestStream};
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,7 @@ use crate::carrier::{presented_chain, requested_server_name};
 use crate::kube::headers;
 use crate::pki::{CertificateError, PeerRole};
 use crate::stub::body::{AnswerBody, BrokenAnswer};
+use crate::stub::limits::Stranger;
 use crate::stub::request;
 use crate::stub::shared::Shared;
 use crate::wire::limits::MAX_HEAD_LENGTH;
@@ -51,13 +53,28 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves a connection of a client whose handshake is complete, until it ends, or until the stub takes no more requests and
 /// the end of those that it has then.
-pub async fn serve(shared: Arc<Shared>, connection: quinn::Connection) {
+pub async fn serve(shared: Arc<Shared>, connection: quinn::Connection, stranger: Stranger) {
     let address = connection.remote_address();
-    if let Err(error) = Http3Client::serve(shared, connection.clone()).await {
-        // h3 has no name for "who are you".
-        connection.close(error.code(), error.to_string().as_bytes());
+    if let Err(error) = admit_and_serve(shared, &connection, stranger).await {
         tracing::debug!(%address, "a client's HTTP/3 connection ended: {error}");
     }
+}
+
+async fn admit_and_serve(shared: Arc<Shared>, quic: &quinn::Connection, stranger: Stranger) -> Result<(), Http3Error> {
+    let connection = Arc::new(client_connection(&shared, quic).inspect_err(|error| error.tell(quic))?);
+    let Some(_place) = shared.limits.admit_http3(connection.address.ip()) else {
+        Http3Error::TooMany.tell(quic);
+        return Err(Http3Error::TooMany);
+    };
+    let latest = Latest::default();
+    let mut http3 = h3::server::builder()
+        .max_field_section_size(MAX_HEAD_LENGTH as u64)
+        .send_grease(false)
+        .build(QuicConnection::new(quic.clone(), latest.clone()))
+        .await?;
+    let client = Arc::new(Http3Client { shared, connection, credit: Credit::default() });
+    // Dropped, h3's connection closes the one below without a word, so that has to have been told before.
+    client.serve(&mut http3, quic, &latest, stranger).await.inspect_err(|error| error.tell(quic))
 }
 
 /// Why a connection ended otherwise than by itself.
@@ -67,6 +84,8 @@ enum Http3Error {
     NotVouchedFor(rustls::Error),
     #[error("the certificate: {0}")]
     Certificate(#[from] CertificateError),
+    #[error("too many clients")]
+    TooMany,
     #[error("nobody has authenticated in time")]
     Stranger,
     #[error("too many requests were given up before they were answered")]
@@ -76,10 +95,15 @@ enum Http3Error {
 }
 
 impl Http3Error {
+    /// Closes the connection with the reason.
+    fn tell(&self, quic: &quinn::Connection) {
+        quic.close(self.code(), self.to_string().as_bytes());
+    }
+
     fn code(&self) -> quinn::VarInt {
         let code = match self {
             Self::NotVouchedFor(_) | Self::Certificate(_) => Code::H3_GENERAL_PROTOCOL_ERROR,
-            Self::Stranger | Self::RapidReset => Code::H3_EXCESSIVE_LOAD,
+            Self::TooMany | Self::Stranger | Self::RapidReset => Code::H3_EXCESSIVE_LOAD,
             Self::Connection(_) => Code::H3_NO_ERROR,
         };
         // Every code of RFC 9114 is a small number.
@@ -95,19 +119,17 @@ struct Http3Client {
 }
 
 impl Http3Client {
-    async fn serve(shared: Arc<Shared>, quic: quinn::Connection) -> Result<(), Http3Error> {
-        let connection = Arc::new(client_connection(&shared, &quic)?);
+    /// Answers the requests of the connection, until it ends or the stub takes no more.
+    async fn serve(
+        self: &Arc<Self>,
+        http3: &mut Http3Connection,
+        quic: &quinn::Connection,
+        latest: &Latest,
+        stranger: Stranger,
+    ) -> Result<(), Http3Error> {
         quic.set_max_concurrent_bi_streams(STRANGERS_REQUESTS.into());
-        let latest = Latest::default();
-        let mut http3 = h3::server::builder()
-            .max_field_section_size(MAX_HEAD_LENGTH as u64)
-            .send_grease(false)
-            .build(QuicConnection::new(quic.clone(), latest.clone()))
-            .await?;
-        let patience = sleep(shared.config.limits.handshake());
-        let closing = shared.drain.closing();
-        tokio::pin!(patience, closing);
-        let client = Arc::new(Self { shared, connection, credit: Credit::default() });
+        let mut strange = pin!(self.shared.limits.wait_for_stranger(&self.connection, stranger));
+        let mut closing = pin!(self.shared.drain.closing());
         let requests = TaskTracker::new();
         let mut trusted = false;
         loop {
@@ -115,20 +137,20 @@ impl Http3Client {
                 accepted = http3.accept() => match accepted {
                     Ok(Some(resolver)) => {
                         let cancelled = latest.take();
-                        requests.spawn(client.clone().answer(resolver, cancelled));
+                        requests.spawn(self.clone().answer(resolver, cancelled));
                     }
                     Ok(None) => return Ok(()),
                     Err(error) if error.is_h3_no_error() => return Ok(()),
                     Err(error) => return Err(error.into()),
                 },
-                _ = client.connection.authenticated.wait(), if !trusted => {
+                _ = self.connection.authenticated.wait(), if !trusted => {
                     trusted = true;
-                    let requests = client.shared.config.limits.requests_per_connection.min(MAX_REQUESTS);
+                    let requests = self.shared.config.limits.requests_per_connection.min(MAX_REQUESTS);
                     quic.set_max_concurrent_bi_streams(requests.into());
                     quic.set_receive_window(RECEIVE_WINDOW.into());
                 }
-                () = &mut patience, if !trusted => return Err(Http3Error::Stranger),
-                () = client.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
+                () = &mut strange => return Err(Http3Error::Stranger),
+                () = self.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
                 () = &mut closing => break,
             }
         }
@@ -188,6 +210,7 @@ fn client_connection(shared: &Shared, quic: &quinn::Connection) -> Result<Client
     Ok(ClientConnection::new(address, requested_server_name(quic), &chain)?)
 }
 
+type Http3Connection = h3::server::Connection<QuicConnection, Bytes>;
 type Resolver = RequestResolver<QuicConnection, Bytes>;
 type AnswerStream = RequestStream<SendStream, Bytes>;
 
