@@ -1,8 +1,10 @@
-//! What the carrier and the wire protocol cost beside bare quinn with the same windows: one stream in bulk, and small
-//! exchanges at several in flight. Both ends run in this process.
+//! What the carriers and the wire protocol cost beside bare quinn with the same windows: a stream's first byte, small
+//! exchanges at several in flight, and one stream in bulk. Both ends run in this process.
 
 #[path = "support/cpu.rs"]
 mod cpu;
+#[path = "support/run.rs"]
+mod run;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,12 +15,15 @@ use criterion::{Criterion, Throughput, criterion_group};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use qtunnel::carrier::{
-    Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, send_body,
+    Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, TcpDialer,
+    TcpSettings, accepted_over_tcp, send_body,
 };
 use qtunnel::pki::{
-    AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tunnel_client_config, tunnel_server_config,
+    AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tcp_tunnel_client_config, tcp_tunnel_server_config,
+    tunnel_client_config, tunnel_server_config,
 };
 use qtunnel::wire::{ErrorCode, Frame, FrameReader, Identity, RequestHead, ResponseHead, StreamKind};
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 /// As in the program.
@@ -30,17 +35,56 @@ const PIECE: usize = 64 * 1024;
 const SMALL: usize = 1024;
 const IN_FLIGHT: [usize; 3] = [1, 64, 512];
 
+/// How often the table measures each; it shows the medians.
+const ROUNDS: usize = 5;
+
 /// The two ends of one connection. The stub's end opens streams, the agent's serves them.
-struct Pair {
-    stub: Connection,
-    _agent: Connection,
+enum Pair {
+    /// quinn's own connections, set up as the QUIC carrier's.
+    Bare { stub: quinn::Connection, _agent: quinn::Connection, _endpoints: [quinn::Endpoint; 2] },
+    /// A carrier.
+    Carrier { stub: Connection, _agent: Connection },
 }
 
-/// The same two ends without the carrier: quinn's own connections, set up alike.
-struct BarePair {
-    stub: quinn::Connection,
-    _agent: quinn::Connection,
-    _endpoints: [quinn::Endpoint; 2],
+/// One of the stub's ends, to make exchanges on.
+#[derive(Clone)]
+enum Client {
+    Bare(quinn::Connection),
+    Carrier(Connection),
+}
+
+impl Pair {
+    fn client(&self) -> Client {
+        match self {
+            Self::Bare { stub, .. } => Client::Bare(stub.clone()),
+            Self::Carrier { stub, .. } => Client::Carrier(stub.clone()),
+        }
+    }
+}
+
+impl Client {
+    /// Asks for so many bytes and reads them; how many came.
+    async fn fetch(self, length: usize) -> usize {
+        match self {
+            Self::Bare(connection) => fetch_bare(&connection, length, usize::MAX).await,
+            Self::Carrier(connection) => fetch(&connection, length, usize::MAX).await,
+        }
+    }
+
+    /// Asks for a small answer and reads its first piece.
+    async fn first_byte(self) -> usize {
+        match self {
+            Self::Bare(connection) => fetch_bare(&connection, SMALL, 1).await,
+            Self::Carrier(connection) => fetch(&connection, SMALL, 1).await,
+        }
+    }
+}
+
+/// What is compared, by name.
+fn contenders(runtime: &Runtime) -> [(&'static str, Pair); 3] {
+    runtime.block_on(async {
+        [("bare quinn", bare_pair().await), ("quic", quic_pair().await), ("tcp-yamux", tcp_pair().await)]
+    })
 }
 
 struct Tls {
@@ -48,7 +92,13 @@ struct Tls {
     client: Arc<rustls::ClientConfig>,
 }
 
-fn tls() -> Tls {
+#[derive(Clone, Copy, PartialEq)]
+enum Over {
+    Quic,
+    Tcp,
+}
+
+fn tls(over: Over) -> Tls {
     let directory = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let loopback = HostName::Ip("127.0.0.1".parse().unwrap());
@@ -62,14 +112,15 @@ fn tls() -> Tls {
     let authority = keys.server_authority().certificate_der().clone();
     let credentials = state.store(&key, vec![certificate], authority).unwrap();
     let agents = std::slice::from_ref(keys.agent_authority().certificate_der());
-    Tls {
-        server: Arc::new(tunnel_server_config(keys.server(), agents).unwrap()),
-        client: Arc::new(tunnel_client_config(&credentials).unwrap()),
-    }
+    let (server, client) = match over {
+        Over::Quic => (tunnel_server_config(keys.server(), agents), tunnel_client_config(&credentials)),
+        Over::Tcp => (tcp_tunnel_server_config(keys.server(), agents), tcp_tunnel_client_config(&credentials)),
+    };
+    Tls { server: Arc::new(server.unwrap()), client: Arc::new(client.unwrap()) }
 }
 
-async fn pair() -> Pair {
-    let tls = tls();
+async fn quic_pair() -> Pair {
+    let tls = tls(Over::Quic);
     let settings = QuicSettings::default();
     let listener = QuicListener::bind("127.0.0.1:0".parse().unwrap(), tls.server, &settings).unwrap();
     let address = listener.local_address().unwrap();
@@ -77,7 +128,25 @@ async fn pair() -> Pair {
     let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
         listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel()
     });
-    let agent = agent.unwrap();
+    carrier_pair(stub, agent.unwrap())
+}
+
+async fn tcp_pair() -> Pair {
+    let tls = tls(Over::Tcp);
+    let settings = TcpSettings::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let dialer = TcpDialer::new(tls.client, settings.clone());
+    let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
+        let socket = listener.accept().await.unwrap().0;
+        let socket = tokio_rustls::TlsAcceptor::from(tls.server).accept(socket).await.unwrap();
+        accepted_over_tcp(socket, &settings).unwrap()
+    });
+    carrier_pair(stub, agent.unwrap())
+}
+
+fn carrier_pair(stub: Connection, agent: Connection) -> Pair {
+    stub.trust();
     agent.permit_streams(4096);
     let serving = agent.clone();
     tokio::spawn(async move {
@@ -87,7 +156,7 @@ async fn pair() -> Pair {
             tokio::spawn(serve(sender, receiver));
         }
     });
-    Pair { stub, _agent: agent }
+    Pair::Carrier { stub, _agent: agent }
 }
 
 /// Answers with as many bytes as the path says.
@@ -107,7 +176,8 @@ fn pieces(length: usize) -> impl Iterator<Item = Bytes> {
     std::iter::repeat_n(piece, whole)
 }
 
-async fn fetch(connection: &Connection, length: usize) -> usize {
+/// Reads at least `enough` bytes of an answer, or all of it.
+async fn fetch(connection: &Connection, length: usize, enough: usize) -> usize {
     let (send, recv) = connection.open().await.unwrap();
     let head = RequestHead {
         audit_id: "09a49b64-7a3e-4c0f-9d5e-3f1c2b4a5d6e".to_owned(),
@@ -127,14 +197,16 @@ async fn fetch(connection: &Connection, length: usize) -> usize {
     assert!(matches!(receiver.next_frame().await, Ok(Some(Frame::ResponseHead(_)))));
     let mut body = ReceivedBody::new(receiver, None);
     let mut received = 0;
-    while let Some(frame) = body.frame().await {
+    while received < enough
+        && let Some(frame) = body.frame().await
+    {
         received += frame.unwrap().data_ref().map_or(0, Bytes::len);
     }
     received
 }
 
-async fn bare_pair() -> BarePair {
-    let tls = tls();
+async fn bare_pair() -> Pair {
+    let tls = tls(Over::Quic);
     let settings = QuicSettings::default();
     let mut transport = quinn::TransportConfig::default();
     transport
@@ -159,7 +231,7 @@ async fn bare_pair() -> BarePair {
             tokio::spawn(serve_bare(send, recv));
         }
     });
-    BarePair { stub, _agent: agent, _endpoints: [server, client] }
+    Pair::Bare { stub, _agent: agent, _endpoints: [server, client] }
 }
 
 fn endpoint(server: Option<quinn::ServerConfig>, buffer: usize) -> quinn::Endpoint {
@@ -181,18 +253,21 @@ async fn serve_bare(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
     let _ = send.finish();
 }
 
-async fn fetch_bare(connection: &quinn::Connection, length: usize) -> usize {
+/// [`fetch`] without the carrier.
+async fn fetch_bare(connection: &quinn::Connection, length: usize, enough: usize) -> usize {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&length.to_be_bytes()).await.unwrap();
     send.finish().unwrap();
     let mut received = 0;
-    while let Some(chunk) = recv.read_chunk(PIECE, true).await.unwrap() {
+    while received < enough
+        && let Some(chunk) = recv.read_chunk(PIECE, true).await.unwrap()
+    {
         received += chunk.bytes.len();
     }
     received
 }
 
-/// Makes `count` small exchanges with so many in flight; how long they took.
+/// Makes `count` exchanges with so many in flight; how long they took.
 async fn exchanges<F>(in_flight: usize, count: u64, exchange: impl Fn() -> F) -> Duration
 where
     F: Future<Output = usize> + Send + 'static,
@@ -215,95 +290,106 @@ fn runtime() -> Runtime {
 
 fn bulk(criterion: &mut Criterion) {
     let runtime = runtime();
-    let (quic, bare) = runtime.block_on(async { tokio::join!(pair(), bare_pair()) });
     let mut group = criterion.benchmark_group("one stream in bulk");
     group.throughput(Throughput::Bytes(BULK as u64)).sample_size(10);
-    group.bench_function("quic", |bencher| {
-        bencher.iter(|| assert_eq!(runtime.block_on(fetch(&quic.stub, BULK)), BULK));
-    });
-    group.bench_function("bare quinn", |bencher| {
-        bencher.iter(|| assert_eq!(runtime.block_on(fetch_bare(&bare.stub, BULK)), BULK));
-    });
-}
-
-fn small(criterion: &mut Criterion) {
-    let runtime = runtime();
-    let (quic, bare) = runtime.block_on(async { tokio::join!(pair(), bare_pair()) });
-    for in_flight in IN_FLIGHT {
-        let mut group = criterion.benchmark_group(format!("small exchanges, {in_flight} in flight"));
-        group.throughput(Throughput::Elements(1)).sample_size(10);
-        group.bench_function("quic", |bencher| {
-            bencher.iter_custom(|count| runtime.block_on(small_quic(&quic, in_flight, count)))
-        });
-        group.bench_function("bare quinn", |bencher| {
-            bencher.iter_custom(|count| runtime.block_on(small_bare(&bare, in_flight, count)));
+    for (name, pair) in &contenders(&runtime) {
+        group.bench_function(*name, |bencher| {
+            bencher.iter(|| assert_eq!(runtime.block_on(pair.client().fetch(BULK)), BULK));
         });
     }
 }
 
-async fn small_quic(pair: &Pair, in_flight: usize, count: u64) -> Duration {
-    exchanges(in_flight, count, || {
-        let connection = pair.stub.clone();
-        async move { fetch(&connection, SMALL).await }
-    })
-    .await
+fn first_byte(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("a stream's first byte");
+    group.throughput(Throughput::Elements(1)).sample_size(10);
+    for (name, pair) in &contenders(&runtime) {
+        let once = || pair.client().first_byte();
+        group.bench_function(*name, |bencher| {
+            bencher.iter_custom(|count| runtime.block_on(exchanges(1, count, once)));
+        });
+    }
 }
 
-async fn small_bare(pair: &BarePair, in_flight: usize, count: u64) -> Duration {
-    exchanges(in_flight, count, || {
-        let connection = pair.stub.clone();
-        async move { fetch_bare(&connection, SMALL).await }
-    })
-    .await
+fn small(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let contenders = contenders(&runtime);
+    for in_flight in IN_FLIGHT {
+        let mut group = criterion.benchmark_group(format!("small exchanges, {in_flight} in flight"));
+        group.throughput(Throughput::Elements(1)).sample_size(10);
+        for (name, pair) in &contenders {
+            let once = || pair.client().fetch(SMALL);
+            group.bench_function(*name, |bencher| {
+                bencher.iter_custom(|count| runtime.block_on(exchanges(in_flight, count, once)));
+            });
+        }
+    }
 }
 
 /// One table with ratios and CPU.
 fn report() {
     let runtime = runtime();
-    let (quic, bare) = runtime.block_on(async { tokio::join!(pair(), bare_pair()) });
-    println!("\n| what | bare quinn | QUIC carrier | ratio |\n| --- | --- | --- | --- |");
-    let mut rates = Vec::new();
-    for quic_carrier in [false, true, false, true] {
-        let (began, cpu) = (Instant::now(), cpu::time());
-        let received = match quic_carrier {
-            true => runtime.block_on(fetch(&quic.stub, 2 * BULK)),
-            false => runtime.block_on(fetch_bare(&bare.stub, 2 * BULK)),
-        };
-        let bits = received as f64 * 8.0 / began.elapsed().as_secs_f64() / 1e9;
-        rates.push((bits, (cpu::time() - cpu).as_secs_f64() / (received as f64 / f64::from(1 << 30))));
-    }
-    // The first two are the warm-up.
-    row("one stream in bulk: Gbit/s", rates[2].0, rates[3].0);
-    row("the same: CPU s/GiB", rates[2].1, rates[3].1);
+    let contenders = contenders(&runtime);
+    println!(
+        "\n| what | bare quinn | quic | tcp-yamux | quic / bare | quic / tcp |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    let [time, cpu] = medians(&contenders, |client| {
+        let measured = measure(|| runtime.block_on(exchanges(1, 2_000, || client.clone().first_byte())));
+        measured.map(|seconds| seconds * 1e6 / 2_000.0)
+    });
+    row("a stream's first byte: us", time);
+    row("the same: CPU, us", cpu);
     for in_flight in IN_FLIGHT {
-        let count = if in_flight == 1 { 5_000 } else { 60_000 };
-        let measure = |quic_carrier: bool| {
-            let cpu = cpu::time();
-            let elapsed = match quic_carrier {
-                true => runtime.block_on(small_quic(&quic, in_flight, count)),
-                false => runtime.block_on(small_bare(&bare, in_flight, count)),
-            };
-            (count as f64 / elapsed.as_secs_f64(), (cpu::time() - cpu).as_secs_f64() * 1e6 / count as f64)
-        };
-        let (without, with) = (measure(false), measure(true));
-        row(&format!("small exchanges, {in_flight} in flight: per second"), without.0, with.0);
-        row("the same: CPU each, us", without.1, with.1);
+        let count = if in_flight == 1 { 4_000 } else { 30_000 };
+        let [rate, cpu] = medians(&contenders, |client| {
+            let once = || client.clone().fetch(SMALL);
+            let [time, cpu] = measure(|| runtime.block_on(exchanges(in_flight, count, once)));
+            [count as f64 / time, cpu * 1e6 / count as f64]
+        });
+        row(&format!("small exchanges, {in_flight} in flight: per second"), rate);
+        row("the same: CPU each, us", cpu);
     }
+    let [rate, cpu] = medians(&contenders, |client| {
+        let download = || {
+            let began = Instant::now();
+            assert_eq!(runtime.block_on(client.clone().fetch(BULK)), BULK);
+            began.elapsed()
+        };
+        let [time, cpu] = measure(download);
+        [BULK as f64 * 8.0 / time / 1e9, cpu / (BULK as f64 / f64::from(1 << 30))]
+    });
+    row("one stream in bulk: Gbit/s", rate);
+    row("the same: CPU s/GiB", cpu);
 }
 
-fn row(what: &str, bare: f64, carrier: f64) {
-    println!("| {what} | {bare:.2} | {carrier:.2} | {:.2} |", carrier / bare);
+/// Time and CPU time, in seconds.
+fn measure(load: impl FnOnce() -> Duration) -> [f64; 2] {
+    let before = cpu::time();
+    let elapsed = load();
+    [elapsed, cpu::time() - before].map(|duration| duration.as_secs_f64())
 }
 
-criterion_group!(benches, bulk, small);
+/// Measures all in turns, after a round to warm up, so that what disturbs one disturbs each. Two figures of each.
+fn medians(contenders: &[(&str, Pair); 3], measure: impl Fn(&Client) -> [f64; 2]) -> [[f64; 3]; 2] {
+    let round = || contenders.each_ref().map(|(_, pair)| measure(&pair.client()));
+    round();
+    let rounds: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
+    let median = |figure: usize, who: usize| median_of(rounds.iter().map(|round| round[who][figure]).collect());
+    [0, 1].map(|figure| [0, 1, 2].map(|who| median(figure, who)))
+}
+
+/// The value in the middle, which one disturbed round does not change.
+fn median_of(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn row(what: &str, [bare, quic, tcp]: [f64; 3]) {
+    println!("| {what} | {bare:.2} | {quic:.2} | {tcp:.2} | {:.2} | {:.2} |", quic / bare, quic / tcp);
+}
+
+criterion_group!(benches, first_byte, small, bulk);
 
 fn main() {
-    let listing = std::env::args().any(|argument| argument == "--list" || argument == "--test");
-    if std::env::var_os("QTUNNEL_BENCH_REPORT_ONLY").is_none() {
-        benches();
-        Criterion::default().configure_from_args().final_summary();
-    }
-    if !listing {
-        report();
-    }
+    run::run(benches, report);
 }

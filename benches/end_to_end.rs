@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group};
 use http_body_util::BodyExt;
-use support::{Connection, Load, SharedConnection, Target, Tunnel, connections, cpu, small_gets};
+use support::{Chain, Connection, Load, SharedConnection, Target, Tunnel, connections, cpu, small_gets};
 use tokio::runtime::Runtime;
 
 const BULK: u64 = 256 << 20;
@@ -25,7 +25,7 @@ fn runtime() -> Runtime {
 
 fn small_get(criterion: &mut Criterion) {
     let runtime = runtime();
-    let tunnel = runtime.block_on(Tunnel::start());
+    let tunnel = runtime.block_on(Tunnel::start(Chain::Bare));
     for in_flight in [1, 64] {
         let mut group = criterion.benchmark_group(format!("small GET, {in_flight} in flight"));
         group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(5));
@@ -44,7 +44,7 @@ fn small_get(criterion: &mut Criterion) {
 
 fn bulk(criterion: &mut Criterion) {
     let runtime = runtime();
-    let tunnel = runtime.block_on(Tunnel::start());
+    let tunnel = runtime.block_on(Tunnel::start(Chain::Bare));
     let mut group = criterion.benchmark_group("256 MiB body");
     group.throughput(Throughput::Bytes(BULK)).sample_size(10).measurement_time(Duration::from_secs(10));
     for (name, target) in [("direct", &tunnel.direct), ("tunnel", &tunnel.through)] {
@@ -62,7 +62,7 @@ async fn download(connection: &mut Connection) {
 /// One table with everything, CPU too.
 fn report() {
     let runtime = runtime();
-    let tunnel = runtime.block_on(Tunnel::start());
+    let tunnel = runtime.block_on(Tunnel::start(Chain::Bare));
     println!("\n| what | direct | tunnel | ratio |\n| --- | --- | --- | --- |");
     for (in_flight, count) in [(1, 5_000), (64, 60_000)] {
         for (protocol, gets) in [("HTTP/2", gets_over_http2 as Gets), ("HTTP/1.1", gets_over_http1)] {
@@ -84,6 +84,32 @@ fn report() {
     let [direct, through] = [&tunnel.direct, &tunnel.through].map(|target| beside_followers(&runtime, target));
     row(&format!("small GET beside {FOLLOWERS} `logs -f`: p50, us"), direct.0, through.0);
     row("the same: p99, us", direct.1, through.1);
+    drop(tunnel);
+    report_chain();
+}
+
+/// How often each is measured in turns; the table shows the medians.
+const ROUNDS: usize = 5;
+
+/// What authentication by token, authorization by policy and the audit log cost beside none of them.
+fn report_chain() {
+    const COUNT: usize = 20_000;
+    let runtime = runtime();
+    let chains = [Chain::Bare, Chain::Whole].map(|chain| runtime.block_on(Tunnel::start(chain)));
+    println!("\n| what | bare chain | whole chain | ratio |\n| --- | --- | --- | --- |");
+    for (protocol, gets) in [("HTTP/2", gets_over_http2 as Gets), ("HTTP/1.1", gets_over_http1)] {
+        let round = || {
+            let measure = |tunnel: &Tunnel| gets(&runtime, &tunnel.through, 64, COUNT).cpu.as_secs_f64();
+            chains.each_ref().map(measure)
+        };
+        let rounds: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
+        let [bare, whole] = [0, 1].map(|chain| {
+            let mut cpu: Vec<f64> = rounds.iter().map(|round| round[chain] * 1e6 / COUNT as f64).collect();
+            cpu.sort_by(f64::total_cmp);
+            cpu[ROUNDS / 2]
+        });
+        row(&format!("small GET, 64 in flight, {protocol}: CPU per request, us"), bare, whole);
+    }
 }
 
 fn row(what: &str, direct: f64, tunnel: f64) {
@@ -146,12 +172,5 @@ fn beside_followers(runtime: &Runtime, target: &Target) -> (f64, f64) {
 criterion_group!(benches, small_get, bulk);
 
 fn main() {
-    let listing = std::env::args().any(|argument| argument == "--list" || argument == "--test");
-    if std::env::var_os("QTUNNEL_BENCH_REPORT_ONLY").is_none() {
-        benches();
-        Criterion::default().configure_from_args().final_summary();
-    }
-    if !listing {
-        report();
-    }
+    support::run::run(benches, report);
 }

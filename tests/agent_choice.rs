@@ -5,6 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
@@ -61,7 +62,7 @@ async fn agents_of_another_cluster_wait_until_the_last_one_of_the_old_cluster_ha
     let (old, new) = (SampleApi::start(), SampleApi::start());
     let mut stub = Stub::start(StubOptions::default());
     let start = |api: &SampleApi| Agent::start(&stub, CLUSTER, &api.upstream(), AgentOptions::default());
-    let mut first = start(&old);
+    let first = start(&old);
     let served_by = |api: Value| {
         let stub = &stub;
         eventually("the API server of the cluster", move || (cluster_of(stub)["apiServer"] == api).then_some(()));
@@ -76,7 +77,6 @@ async fn agents_of_another_cluster_wait_until_the_last_one_of_the_old_cluster_ha
         (agents.len() == 3 && agents.iter().filter(|agent| agent["state"] == "waiting").count() == 2).then_some(())
     };
     block_in_place(|| eventually("two agents that wait", waiting));
-    // A pod that only the new cluster has is not to be seen.
     let mut client = access(&stub).http2().await;
     for _ in 0..30 {
         let settings = client.get("/api/v1/namespaces/kube-system").await.json();
@@ -84,7 +84,7 @@ async fn agents_of_another_cluster_wait_until_the_last_one_of_the_old_cluster_ha
     }
 
     block_in_place(|| {
-        first.process.kill();
+        first.process.signal(Signal::TERM);
         served_by(new_uid.clone());
         stub.wait_for_agents(CLUSTER, 2);
     });

@@ -1,8 +1,10 @@
 //! What the benchmarks measure with: the whole tunnel in this process, a client, and the CPU time it all takes.
 
 pub mod cpu;
+pub mod run;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +31,53 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+/// What the stub does with a request on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Chain {
+    /// As little as can be had: users by certificate, everything is allowed, nothing is audited.
+    Bare,
+    /// Everything: users by token, a policy of [`RULES`] rules, an audit log in a file that may lose nothing.
+    Whole,
+}
+
+/// The rules of the policy; the last one lets the requests pass.
+const RULES: usize = 20;
+
+/// A user's bearer token.
+const USER_TOKEN: &str = "a-token-of-the-benchmarks";
+
+impl Chain {
+    /// Writes the settings of the stub, and the files that they name.
+    fn settings(self, directory: &Path) -> PathBuf {
+        let settings = directory.join("stub.toml");
+        let listen = "listen = \"127.0.0.1:0\"\npublic_address = \"127.0.0.1:0\"\n";
+        let chain = match self {
+            Self::Bare => "[authorization]\nmode = \"allow-all\"\n",
+            Self::Whole => {
+                std::fs::write(directory.join("policy.yaml"), policy()).unwrap();
+                let tokens = directory.join("tokens.csv");
+                std::fs::write(&tokens, format!("{USER_TOKEN},bench,,\"qtunnel:users\"\n")).unwrap();
+                std::fs::set_permissions(&tokens, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+                "[authentication]\ntoken_file = \"tokens.csv\"\n[authorization]\nmode = \"policy\"\npolicy_file = \"policy.yaml\"\n\
+                 [audit]\nsink = \"file\"\npath = \"audit.log\"\non_failure = \"block\"\n"
+            }
+        };
+        std::fs::write(&settings, format!("{listen}{chain}")).unwrap();
+        settings
+    }
+}
+
+fn policy() -> String {
+    let others = (1..RULES).map(|number| {
+        format!(
+            "- {{name: other-{number}, clusters: ['*'], users: [user-{number}], verbs: [get], nonResourceURLs: ['*']}}\n"
+        )
+    });
+    let last = "- {name: bench, clusters: ['*'], users: [bench], verbs: [get], nonResourceURLs: ['*']}\n";
+    let rules: String = others.chain([last.to_owned()]).collect();
+    format!("apiVersion: qtunnel.dev/v1\nkind: Policy\nrules:\n{rules}")
+}
+
 /// Stub, agent and sample API in this process.
 pub struct Tunnel {
     pub through: Target,
@@ -48,7 +97,7 @@ pub struct Target {
 }
 
 impl Tunnel {
-    pub async fn start() -> Self {
+    pub async fn start(chain: Chain) -> Self {
         let shutdown = CancellationToken::new();
         let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let listener = TcpListener::bind(loopback).await.unwrap();
@@ -66,13 +115,7 @@ impl Tunnel {
                 .unwrap();
         let id: ClusterId = "bench".parse().unwrap();
         KnownClusters::new(keys.store().clone()).add(&id).unwrap();
-        let settings = stub_dir.join("stub.toml");
-        std::fs::write(
-            &settings,
-            "listen = \"127.0.0.1:0\"\npublic_address = \"127.0.0.1:0\"\n[authorization]\nmode = \"allow-all\"\n",
-        )
-        .unwrap();
-        let config = StubConfig::load(&settings).unwrap();
+        let config = StubConfig::load(&chain.settings(&stub_dir)).unwrap();
         let admin_socket = config.admin_socket();
         let stub = Stub::bind(config).await.unwrap();
         let stub_address = stub.local_address().unwrap();
@@ -100,23 +143,23 @@ impl Tunnel {
         let groups = ["qtunnel:users".to_owned()];
         let user = keys.user_authority().issue_user("bench", &groups, Duration::from_secs(3600), now).unwrap();
         let stub_ca = keys.server_authority().certificate_pem();
-        let (chain, key) = (user.certificate_pem(), user.key_pem());
-        let credentials = Some((chain.as_str(), key.as_str()));
+        let (certificate, key) = (user.certificate_pem(), user.key_pem());
+        let certificate = (chain == Chain::Bare).then_some((certificate.as_str(), key.as_str()));
         let through = Target {
             address: stub_address,
             prefix: format!("/clusters/{id}"),
-            headers: HeaderMap::new(),
-            tls: connector(&stub_ca, credentials, b"http/1.1"),
-            http2: connector(&stub_ca, credentials, b"h2"),
+            headers: match chain {
+                Chain::Bare => HeaderMap::new(),
+                Chain::Whole => bearer(USER_TOKEN),
+            },
+            tls: connector(&stub_ca, certificate, b"http/1.1"),
+            http2: connector(&stub_ca, certificate, b"h2"),
         };
-        let mut headers = HeaderMap::new();
-        let authorization = format!("Bearer {}", cluster.admin_token());
-        headers.insert(header::AUTHORIZATION, HeaderValue::try_from(authorization).unwrap());
         let ca = String::from_utf8(upstream.certificate_authority.unwrap()).unwrap();
         let direct = Target {
             address: api_address,
             prefix: String::new(),
-            headers,
+            headers: bearer(cluster.admin_token()),
             tls: connector(&ca, None, b"http/1.1"),
             http2: connector(&ca, None, b"h2"),
         };
@@ -128,6 +171,11 @@ impl Drop for Tunnel {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+fn bearer(token: &str) -> HeaderMap {
+    let value = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
+    HeaderMap::from_iter([(header::AUTHORIZATION, value)])
 }
 
 async fn wait_for_agent(admin_socket: &std::path::Path) {

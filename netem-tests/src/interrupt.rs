@@ -4,6 +4,51 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two looks whether a signal has come.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Somebody wants this program to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// From now on [`check`] tells whether a signal has come. To be called before any thread is started.
+///
+/// # Errors
+/// When the thread that waits for signals cannot be started.
+pub fn watch() -> io::Result<()> {
+    hold_back()?;
+    on_interrupt(|| INTERRUPTED.store(true, Ordering::Relaxed))
+}
+
+/// To be called now and then by whatever takes long.
+///
+/// # Errors
+/// Once a signal has come.
+pub fn check() -> Result<(), Interrupted> {
+    if INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+}
+
+/// Waits for so long.
+///
+/// # Errors
+/// Once a signal has come.
+pub fn wait(length: Duration) -> Result<(), Interrupted> {
+    let end = Instant::now() + length;
+    loop {
+        check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(LOOK_INTERVAL));
+    }
+}
 
 /// Keeps both signals from the calling thread and from those it starts later, until [`on_interrupt`] takes them.
 /// Programs started with [`std::process::Command`] get them as ever: it gives them an empty signal mask.

@@ -3,16 +3,21 @@
 
 use std::time::Duration;
 
-use netem_tests::link::Direction;
-use netem_tests::profile::Profiles;
+use netem_tests::link::{Direction, Loss, PathSettings, QueueLimit};
+use netem_tests::profile::{Profile, Profiles};
 use netem_tests::simulation::{CongestionControl, Flow, FlowReport, Scenario};
+use netem_tests::units::{Probability, Rate};
 
 /// Flows that start together; measured is what comes after `warm_up` seconds.
 fn run(profile: &str, controls: &[CongestionControl], warm_up: u64, seconds: u64) -> Vec<FlowReport> {
     let profiles = Profiles::built_in().unwrap();
+    run_on(profiles.get(profile).unwrap(), controls, warm_up, seconds)
+}
+
+fn run_on(profile: &Profile, controls: &[CongestionControl], warm_up: u64, seconds: u64) -> Vec<FlowReport> {
     let flows: Vec<_> = controls.iter().map(|&control| Flow { control, start: Duration::ZERO }).collect();
     let scenario = Scenario {
-        profile: profiles.get(profile).unwrap(),
+        profile,
         direction: Direction::Up,
         flows: &flows,
         measure_from: Duration::from_secs(warm_up),
@@ -24,6 +29,22 @@ fn run(profile: &str, controls: &[CongestionControl], warm_up: u64, seconds: u64
 
 fn alone(profile: &str, control: CongestionControl, seconds: u64) -> FlowReport {
     run(profile, &[control], 0, seconds).remove(0)
+}
+
+fn alone_on(profile: &Profile, control: CongestionControl, seconds: u64) -> FlowReport {
+    run_on(profile, &[control], 0, seconds).remove(0)
+}
+
+/// A path of 50 ms with such a rate and room for so many packets to wait.
+fn queued(megabits: u64, packets: usize) -> Profile {
+    let profiles = Profiles::built_in().unwrap();
+    let path = PathSettings {
+        rate: Rate::new(megabits * 1_000_000),
+        queue: QueueLimit { packets, ..QueueLimit::default() },
+        delay: Duration::from_millis(25),
+        ..PathSettings::default()
+    };
+    Profile { up: path.clone(), down: path, ..profiles.get("clean").unwrap().clone() }
 }
 
 #[test]
@@ -70,8 +91,34 @@ fn two_bbr_flows_share_a_path() {
 }
 
 #[test]
-fn slow_start_into_a_shallow_queue_can_cost_a_cubic_connection_its_life() {
+fn slow_start_without_a_limit_can_cost_a_connection_its_life() {
     // quinn keeps at most 1,024 pieces of a stream apart and ends the connection when there are more.
-    let report = alone("wan-50ms", CongestionControl::Cubic, 5);
+    let report = alone("wan-50ms", CongestionControl::QuinnCubic, 5);
     assert!(report.broken.is_some_and(|reason| reason.contains("too many gaps")));
+}
+
+#[test]
+fn no_queue_costs_a_connection_its_life_and_a_gigabit_is_reached_all_the_same() {
+    for (megabits, queue) in [(300, 125), (300, 1250), (1000, 50), (1000, 420), (1000, 4200)] {
+        for control in [CongestionControl::Cubic, CongestionControl::Bbr] {
+            let report = alone_on(&queued(megabits, queue), control, 4);
+            assert_eq!(report.broken, None, "{megabits} Mbit/s, a queue of {queue} packets: {report:?}");
+            assert!(
+                report.goodput > 0.4e6 * megabits as f64,
+                "{megabits} Mbit/s, a queue of {queue} packets: {report:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_path_that_loses_packets_by_itself_costs_no_connection_its_life() {
+    for loss in [0.001, 0.01, 0.05] {
+        for control in [CongestionControl::Cubic, CongestionControl::Bbr] {
+            let mut profile = queued(1000, 2000);
+            profile.up.loss = Loss::Independent(Probability::new(loss).unwrap());
+            let report = alone_on(&profile, control, 3);
+            assert_eq!(report.broken, None, "{loss}: {report:?}");
+        }
+    }
 }

@@ -1,14 +1,16 @@
 //! The relay on loopback does what its profile says.
 
 mod common;
+mod sockets;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{alone, bulk, connected, echo, median, profile, round_trips};
+use common::{alone, profile};
 use netem_tests::profile::{Action, Profile};
 use netem_tests::relay::{Relay, RelayReport};
+use sockets::{bulk, connected, echo, median, round_trips};
 
 const SEED: u64 = 1;
 const LOOPBACK: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);

@@ -1,17 +1,19 @@
 //! The emulated link between two namespaces does what its profile says. Skipped without root.
 
 mod common;
+mod sockets;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{alone, bulk, connected, echo, median, profile, round_trips};
+use common::{alone, profile};
 use netem_tests::link::Loss;
 use netem_tests::profile::{Action, Profile};
 use netem_tests::tun::{Namespace, PRIVATE_ADDRESS, PUBLIC_ADDRESS, TunNetwork, TunReport};
 use netem_tests::units::Probability;
+use sockets::{bulk, connected, echo, median, round_trips};
 
 const SEED: u64 = 1;
 

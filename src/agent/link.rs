@@ -27,8 +27,11 @@ const SUSPECT_FOR: Duration = Duration::from_secs(2);
 /// Between such tries.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long an old connection has to answer once a new one does: several heartbeats.
+/// How long an old connection has to answer once a new one does, before it is given up: several heartbeats.
 const ANSWER_AGAIN: Duration = Duration::from_secs(3);
+
+/// The same before new requests go elsewhere, which costs nothing that is open.
+const ANSWER_BEFORE_MOVE: Duration = Duration::from_secs(1);
 
 /// Between attempts to leave a stub that is about to stop: at most a second at first, so that its agents do not come as one
 /// herd.
@@ -326,8 +329,12 @@ async fn answered_elsewhere(
         () = silent.answers() => return Ok(None),
         attempt = dialer.probe() => attempt?,
     };
+    let patience = match connection.carrier() {
+        Carrier::Quic => ANSWER_AGAIN,
+        Carrier::Tcp => ANSWER_BEFORE_MOVE,
+    };
     // The network may have come back only now, for both connections.
-    if timeout(ANSWER_AGAIN, silent.answers()).await.is_ok() {
+    if timeout(patience, silent.answers()).await.is_ok() {
         connection.close(ErrorCode::NoError, "the other connection answers again");
         return Ok(None);
     }

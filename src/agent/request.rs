@@ -13,11 +13,13 @@ use super::access::AccessError;
 use super::forward;
 use super::shared::Shared;
 use super::upstream::{AnswerBody, Lane, RequestBody, UpstreamError, UpstreamSocket, bearer};
-use crate::carrier::{FrameReceiver, FrameSender, ReceivedBody, RecvStream, SendStream, relay, send_body};
+use crate::carrier::{
+    FrameReceiver, FrameSender, ReceiveError, ReceivedBody, RecvStream, SendStream, relay, send_body,
+};
 use crate::kube::{RequestInfo, RequestPath, headers, impersonation, rewrite_location};
 use crate::trace::{ActiveSpan, SpanKind};
 use crate::wire::{
-    AuthMode, ErrorCode, Failure, FailureReason, Frame, FrameReader, Identity, RequestHead, ResponseHead,
+    AuthMode, ErrorCode, Failure, FailureReason, Frame, FrameReader, Identity, RequestHead, ResponseHead, WireError,
 };
 
 /// The header by which the cluster's audit log and the stub's are joined.
@@ -33,17 +35,29 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ATTEMPTS: usize = 3;
 
 /// Serves one stream of the stub. Returns when it has ended, one way or another.
-pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
+///
+/// # Errors
+///
+/// It is a stream that only agents open: the connection has to be closed (proto-spec/qtunnel-1.md, section 3.2).
+pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> Result<(), WireError> {
     let mut sender = FrameSender::new(send);
     let mut receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
     let mut head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
         Ok(Ok(Some(Frame::RequestHead(head)))) => *head,
-        Ok(Ok(Some(Frame::Dial(dial)))) => return forward::serve(&shared.forward, *dial, sender, receiver).await,
+        Ok(Ok(Some(Frame::Dial(dial)))) => {
+            forward::serve(&shared.forward, *dial, sender, receiver).await;
+            return Ok(());
+        }
+        Ok(Err(ReceiveError::Frame(violation @ WireError::UnexpectedStreamKind(_)))) => return Err(violation),
         Ok(Err(error)) => {
             tracing::debug!("a request stream ended before its head: {error}");
-            return sender.reset(reset_code(&error));
+            sender.reset(reset_code(&error));
+            return Ok(());
         }
-        Ok(Ok(_)) | Err(_) => return sender.reset(ErrorCode::ProtocolViolation),
+        Ok(Ok(_)) | Err(_) => {
+            sender.reset(ErrorCode::ProtocolViolation);
+            return Ok(());
+        }
     };
     let audit_id = head.audit_id.clone();
     let mut span = begin_span(&shared, &mut head);
@@ -52,7 +66,10 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
     let answer = tokio::select! {
         answer = answer => answer,
         // The client went away before the answer began: dropping the exchange cancels it at the API server.
-        _ = gone => return sender.reset(ErrorCode::Cancelled),
+        _ = gone => {
+            sender.reset(ErrorCode::Cancelled);
+            return Ok(());
+        }
     };
     if let Some(span) = &mut span {
         describe(span, &answer);
@@ -66,12 +83,13 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) {
     if let Err(error) = result {
         tracing::debug!(%audit_id, "an answer was not sent to its end: {error}");
     }
+    Ok(())
 }
 
-fn reset_code(error: &crate::carrier::ReceiveError) -> ErrorCode {
+fn reset_code(error: &ReceiveError) -> ErrorCode {
     match error {
-        crate::carrier::ReceiveError::Frame(error) => error.code(),
-        crate::carrier::ReceiveError::Stream(_) => ErrorCode::Cancelled,
+        ReceiveError::Frame(error) => error.code(),
+        ReceiveError::Stream(_) => ErrorCode::Cancelled,
     }
 }
 
@@ -108,7 +126,7 @@ enum Answer {
     UpgradeRefused(Response<Incoming>),
 }
 
-async fn answer(shared: &Shared, head: RequestHead, receiver: FrameReceiver) -> Result<Answer, Failure> {
+async fn answer(shared: &Shared, mut head: RequestHead, receiver: FrameReceiver) -> Result<Answer, Failure> {
     let path = RequestPath::parse(head.target.as_str()).map_err(|error| bad_request(&error))?;
     let info = RequestInfo::new(&head.method, &path).map_err(|error| bad_request(&error))?;
 
@@ -117,7 +135,8 @@ async fn answer(shared: &Shared, head: RequestHead, receiver: FrameReceiver) -> 
         AuthMode::PassThrough => None,
     };
     let authorization = authorization(shared, &head).await?;
-    let headers = upstream_headers(&head, act_as.as_ref(), authorization)?;
+    let headers = std::mem::take(&mut head.headers);
+    let headers = upstream_headers(&head, headers, act_as.as_ref(), authorization)?;
     if head.upgrade.is_some() {
         return upgrade(shared, &head, headers, receiver).await;
     }
@@ -169,14 +188,14 @@ async fn authorization(shared: &Shared, head: &RequestHead) -> Result<Option<Hea
     }
 }
 
-/// The headers that reach the API server. Whatever the stub has already removed is removed again: the agent is the last
+/// The headers that reach the API server, made of those that came with `head`. Whatever the stub has already removed is removed again: the agent is the last
 /// to touch them, and the API server believes it.
 fn upstream_headers(
     head: &RequestHead,
+    mut headers: HeaderMap,
     act_as: Option<&Identity>,
     authorization: Option<HeaderValue>,
 ) -> Result<HeaderMap, Failure> {
-    let mut headers = head.headers.clone();
     headers::strip_hop_by_hop(&mut headers).map_err(|error| bad_request(&error))?;
     headers::strip_identity(&mut headers);
     headers.remove(HOST);

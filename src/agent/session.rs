@@ -333,7 +333,12 @@ impl RequestStreams {
         loop {
             match self.connection.accept().await {
                 Ok((send, recv)) => {
-                    self.tasks.spawn(request::serve(self.shared.clone(), send, recv));
+                    let (shared, connection) = (self.shared.clone(), self.connection.clone());
+                    self.tasks.spawn(async move {
+                        if let Err(violation) = request::serve(shared, send, recv).await {
+                            connection.close(violation.code(), &violation.to_string());
+                        }
+                    });
                     self.permit_more();
                 }
                 Err(end) => return end,

@@ -9,6 +9,7 @@
 
 mod bbr;
 mod choice;
+mod limited_start;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::sync::Notify;
 
 pub use bbr::BbrConfig;
 pub use choice::CongestionControl;
+pub use limited_start::LimitedStart;
 
 /// What the congestion controllers of one connection, one for each of its paths, share with its heartbeat.
 ///

@@ -7,6 +7,7 @@
 
 mod body;
 mod congestion;
+mod driver;
 mod framed;
 mod gather;
 mod heartbeat;
@@ -19,7 +20,7 @@ mod tcp;
 mod tests;
 
 pub use body::{ReceivedBody, SendBodyError, send_body};
-pub use congestion::{BbrConfig, CongestionControl};
+pub use congestion::{BbrConfig, CongestionControl, LimitedStart};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
 pub use quic::{

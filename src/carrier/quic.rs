@@ -15,6 +15,7 @@ use rustls::server::StoresServerSessions;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{CongestionControl, Pulse, PulsedFactory};
+use super::driver::PatientRuntime;
 use super::stream::{Connection, ConnectionEnd, RecvStream, SendStream, StreamWriteError, quic_halves};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
@@ -424,7 +425,7 @@ impl QuicEndpoint {
         socket: UdpSocket,
         settings: &QuicSettings,
     ) -> io::Result<Self> {
-        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))?;
+        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(PatientRuntime))?;
         Ok(Self { endpoint, socket_buffer: settings.socket_buffer })
     }
 

@@ -94,10 +94,14 @@ impl Client {
         json(self.send(Method::DELETE, path, None).await?).await
     }
 
+    /// The answer at `path` as its bytes come.
+    pub async fn body(&self, path: &str) -> Result<Incoming, ClientError> {
+        Ok(self.send(Method::GET, path, None).await?.into_body())
+    }
+
     /// The answer at `path` line by line, as the lines come.
     pub async fn lines(&self, path: &str) -> Result<Lines, ClientError> {
-        let body = self.send(Method::GET, path, None).await?.into_body();
-        Ok(Lines { body, buffer: BytesMut::new() })
+        Ok(Lines { body: self.body(path).await?, buffer: BytesMut::new() })
     }
 
     /// Upgrades to another protocol. What the answer's headers say is the caller's to check.

@@ -2,7 +2,7 @@
 
 pub mod api;
 pub mod checks;
-mod client;
+pub mod client;
 mod cluster;
 pub mod report;
 mod scratch;

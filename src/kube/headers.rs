@@ -2,6 +2,8 @@
 //!
 //! The order at a proxy: [`strip_hop_by_hop`], then [`strip_identity`], and only then may the proxy write an identity of its own.
 
+use std::borrow::Cow;
+
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1): `Connection` and every header it names, `Keep-Alive`,
@@ -32,8 +34,12 @@ pub fn strip_identity(headers: &mut HeaderMap) {
 ///
 /// `_` counts as `-`, because some servers read `X_Remote_User` as `X-Remote-User`.
 pub fn is_identity(name: &HeaderName) -> bool {
-    let name = name.as_str().replace('_', "-");
-    matches!(name.as_str(), "authorization" | "proxy-authorization" | "forwarded" | "x-real-ip")
+    // Nearly every header of every request passes here; only those with a `_` are worth a copy.
+    let name = match name.as_str() {
+        name if name.contains('_') => Cow::Owned(name.replace('_', "-")),
+        name => Cow::Borrowed(name),
+    };
+    matches!(&*name, "authorization" | "proxy-authorization" | "forwarded" | "x-real-ip")
         || ["impersonate-", "x-remote-", "x-forwarded-"].iter().any(|prefix| name.starts_with(prefix))
 }
 

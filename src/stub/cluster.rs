@@ -72,10 +72,11 @@ impl Cluster {
     pub fn settle(&mut self) {
         let mut known = self.links.iter().filter_map(|link| Some((link, link.api_server()?)));
         let is_served = known.clone().any(|(_, api_server)| Some(&api_server) == self.api_server.as_ref());
-        if !is_served && let Some((link, new)) = known.next() {
-            if let Some(old) = self.api_server.replace(new.clone()) {
-                log_switch(&link.identity.cluster, &old, &new);
-            }
+        if !is_served
+            && let Some((link, new)) = known.next()
+            && let Some(old) = self.api_server.replace(new.clone())
+        {
+            log_switch(&link.identity.cluster, &old, &new);
         }
         for link in &self.links {
             link.wait(link.api_server().filter(|own| Some(own) != self.api_server.as_ref()));

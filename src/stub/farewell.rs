@@ -76,9 +76,11 @@ impl<S: AsyncRead + AsyncWrite + Disconnect + Unpin> UpgradedSocket<S> {
 /// A server's close frame (RFC 6455, section 5.5.1). The reason is cut to what fits into a control frame.
 fn close_frame(code: u16, reason: &str) -> Vec<u8> {
     const MAX_REASON: usize = 123;
-    let reason = &reason[..reason.floor_char_boundary(MAX_REASON)];
+    let ends = reason.char_indices().map(|(start, character)| start + character.len_utf8());
+    let end = ends.take_while(|end| *end <= MAX_REASON).last().unwrap_or_default();
+    let reason = reason.as_bytes().get(..end).unwrap_or_default();
     let length = 2 + reason.len() as u8;
-    [&[0x88, length], code.to_be_bytes().as_slice(), reason.as_bytes()].concat()
+    [&[0x88, length], code.to_be_bytes().as_slice(), reason].concat()
 }
 
 impl<S: Disconnect> Disconnect for UpgradedSocket<S> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The longest cluster id or agent name, in bytes: one DNS label (RFC 1123, section 2.1).
 pub const MAX_NAME_LENGTH: usize = 63;
@@ -20,7 +21,7 @@ macro_rules! dns_label {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.

@@ -131,7 +131,6 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Does)> {
     let no_trailers = || Frame::Trailers(Trailers(HeaderMap::new()));
     vec![
         ("an unknown kind", varints(&[0x77]), Does::Resets(ErrorCode::UnknownStreamKind)),
-        ("a control stream", varints(&[0x01]), violation),
         ("an end at once", vec![], violation),
         ("data first", stream(&[data("x")]), violation),
         ("a report", stream(&[report()]), violation),
@@ -211,6 +210,16 @@ async fn a_request_that_breaks_the_protocol_ends_its_own_stream_alone() {
         assert_eq!(whole, 1 + usize::from(does == Does::Passes), "{name}: {heard:?}");
         caught.expect_alive(name);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stub_that_opens_a_control_stream_loses_the_connection() {
+    let mut caught = Caught::start().await;
+    let agent = caught.rogue.catch_and_welcome().await;
+    let (mut send, _recv) = within("a stream", agent.connection.open()).await.expect("a stream");
+    send.write(&mut [varints(&[0x01]).into()]).await.expect("a kind is sent");
+    assert_eq!(super::support::rogue::closed_with(&agent.connection).await, ErrorCode::ProtocolViolation);
+    caught.expect_alive("a control stream of the stub");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, eventfd};
 
-pub use lateness::{Lateness, MAX_LATENESS, P99_LATENESS};
+pub use lateness::{MAX_LATENESS, P99_LATENESS};
 
+use crate::histogram::Quantiles;
 use crate::link::{Counters, Direction, Packet, Path};
 use crate::profile::{Action, Event, Profile};
 
@@ -89,8 +90,12 @@ pub struct Report {
     pub up: Counters,
     /// What became of the packets from the stub to the agent.
     pub down: Counters,
+    /// How long packets from the agent to the stub waited for the link, their own sending included.
+    pub up_wait: Quantiles,
+    /// The same for packets from the stub to the agent.
+    pub down_wait: Quantiles,
     /// How much later than the model said packets were delivered.
-    pub lateness: Lateness,
+    pub lateness: Quantiles,
     /// What the emulator itself took of the cores it shares with the programs under test.
     pub processor_time: Duration,
     /// Its share of one core in the busiest second.
@@ -105,7 +110,7 @@ impl Report {
     /// Whether what was measured over this link says anything about the programs, and not about a machine too busy
     /// to emulate it.
     pub fn is_valid(&self) -> bool {
-        self.lateness.is_acceptable() && self.peak_load <= PEAK_LOAD
+        lateness::is_acceptable(&self.lateness) && self.peak_load <= PEAK_LOAD
     }
 }
 
@@ -113,6 +118,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "up:       {}", self.up)?;
         writeln!(f, "down:     {}", self.down)?;
+        writeln!(f, "queue:    up {}; down {}", self.up_wait, self.down_wait)?;
         writeln!(f, "lateness: {}", self.lateness)?;
         let (used, peak) = (self.processor_time.as_secs_f64(), self.peak_load * 100.0);
         write!(f, "emulator: {used:.2} s of processor time, {peak:.0}% of a core in the busiest second")?;

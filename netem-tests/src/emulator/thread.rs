@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use rustix::thread::clock_nanosleep_relative;
 use rustix::time::ClockId;
 
-use super::lateness::Histogram;
 use super::load::Load;
 use super::punctual::be_punctual;
 use super::{Command, Ends, Link, Report};
+use crate::histogram::Histogram;
 use crate::link::{Direction, Output};
 use crate::profile::Action;
 
@@ -80,7 +80,9 @@ impl<E: Ends> Runner<E> {
         Report {
             up: self.link.up.counters(),
             down: self.link.down.counters(),
-            lateness: self.lateness.lateness(),
+            up_wait: self.link.up.wait(),
+            down_wait: self.link.down.wait(),
+            lateness: self.lateness.quantiles(),
             processor_time: Load::used(),
             peak_load: self.load.peak(),
         }

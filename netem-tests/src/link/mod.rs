@@ -29,6 +29,7 @@ use queue::Queue;
 pub use loss::{Bursts, Loss};
 pub use queue::QueueLimit;
 
+use crate::histogram::{Histogram, Quantiles};
 use crate::units::{Probability, Rate};
 
 /// More than this many bytes on their way at once are dropped as if the queue were full. It only bounds memory: a link
@@ -137,6 +138,7 @@ pub struct Path<T> {
     in_flight_bytes: usize,
     admitted: u64,
     counters: Counters,
+    waits: Histogram,
 }
 
 impl<T: Clone> Path<T> {
@@ -154,6 +156,7 @@ impl<T: Clone> Path<T> {
             in_flight_bytes: 0,
             admitted: 0,
             counters: Counters::default(),
+            waits: Histogram::new(),
         }
     }
 
@@ -219,12 +222,18 @@ impl<T: Clone> Path<T> {
         self.counters
     }
 
+    /// How long the packets that were admitted so far waited for the link, their own sending included.
+    pub fn wait(&self) -> Quantiles {
+        self.waits.quantiles()
+    }
+
     fn enqueue(&mut self, now: Instant, packet: Packet<T>) {
         if !self.has_room(now, packet.wire_length) {
             self.counters.queue_dropped += 1;
             return;
         }
         let sent = self.queue.push(now, packet.wire_length);
+        self.waits.record(sent - now);
         let due = self.delay.arrival(sent);
         self.in_flight_bytes += packet.wire_length;
         self.in_flight.push(Reverse(InFlight { due, order: self.admitted, packet }));

@@ -6,6 +6,7 @@
 //! TUN devices are asked for no offloads, so Linux cuts super-packets (TSO, GSO) to the MTU and fills in every
 //! checksum before a packet reaches the model.
 
+mod capture;
 mod device;
 mod namespace;
 mod nat;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ pub use namespace::{Namespace, Process};
 use crate::emulator::{Control, Emulator, Ends, Link, Report};
 use crate::link::{Direction, Packet};
 use crate::profile::Profile;
+use capture::Capture;
 use nat::Nat;
 
 /// The address of the stub's side. It never changes.
@@ -84,6 +87,15 @@ impl TunNetwork {
     /// # Errors
     /// When Linux refuses, or `ip` is not installed.
     pub fn start(profile: &Profile, seed: u64) -> Result<Self, TunError> {
+        Self::start_with(profile, seed, None)
+    }
+
+    /// The same, and writes what passes the stub's device to `capture`: the start of each packet as a pcap file.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and when the file cannot be made.
+    pub fn start_with(profile: &Profile, seed: u64, capture: Option<&Path>) -> Result<Self, TunError> {
+        let capture = capture.map(Capture::start).transpose().map_err(failed("write the capture file"))?;
         let (public, public_device) = side("public", PUBLIC_ADDRESS, profile)?;
         let (private, private_device) = side("private", PRIVATE_ADDRESS, profile)?;
         let (public, private) = (Arc::new(public), Arc::new(private));
@@ -94,6 +106,7 @@ impl TunNetwork {
             nat: Nat::default(),
             address_changes: 0,
             udp_blocked: profile.udp_blocked,
+            capture,
             buffer: vec![0; profile.mtu.max(2048)],
         };
         let emulator =
@@ -109,6 +122,21 @@ impl TunNetwork {
     /// The namespace of the agent.
     pub fn private(&self) -> &Namespace {
         &self.private
+    }
+
+    /// Has TCP over the link use this congestion control at both ends, from the next connection on.
+    ///
+    /// It is set on the routes: Linux lets only the first namespace choose a default that not every user may choose
+    /// (`tcp_set_default_congestion_control` in net/ipv4/tcp_cong.c).
+    ///
+    /// # Errors
+    /// When the kernel has none of this name.
+    pub fn set_tcp_congestion(&self, name: &str) -> Result<(), TunError> {
+        for side in [&self.public, &self.private] {
+            let command = format!("route replace default dev {DEVICE} congctl {name}");
+            side.run(move || ip(&command)).and_then(|done| done).map_err(failed("choose a TCP congestion control"))?;
+        }
+        Ok(())
     }
 
     /// A handle that changes the link.
@@ -208,6 +236,7 @@ struct TunEnds {
     nat: Nat,
     address_changes: u8,
     udp_blocked: bool,
+    capture: Option<Capture>,
     buffer: Vec<u8>,
 }
 
@@ -232,12 +261,18 @@ impl TunEnds {
             }
             match direction {
                 Direction::Up => self.nat.translate_source(&mut bytes),
-                Direction::Down => {}
+                Direction::Down => self.note(&bytes),
             }
             let packet = Packet { bytes, wire_length: length, tag: () };
             link.path(direction).handle_packet(std::time::Instant::now(), packet);
         }
         Ok(BATCH)
+    }
+
+    fn note(&self, packet: &[u8]) {
+        if let Some(capture) = &self.capture {
+            capture.packet(packet);
+        }
     }
 }
 
@@ -250,7 +285,10 @@ impl Ends for TunEnds {
 
     fn send(&mut self, direction: Direction, mut packet: Packet<()>) -> io::Result<()> {
         let device = match direction {
-            Direction::Up => &self.public,
+            Direction::Up => {
+                self.note(&packet.bytes);
+                &self.public
+            }
             Direction::Down => {
                 // The NAT stands on the agent's side of the link: it looks at a packet when that has arrived there.
                 self.nat.translate_destination(&mut packet.bytes);

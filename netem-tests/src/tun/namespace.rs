@@ -57,6 +57,16 @@ impl Namespace {
         Ok(Self { jobs: Some(jobs), thread: Some(thread), identity })
     }
 
+    /// Makes one with loopback.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and when `ip` is not installed.
+    pub fn with_loopback(name: &str) -> io::Result<Self> {
+        let namespace = Self::new(name)?;
+        namespace.run(|| super::ip("link set lo up"))??;
+        Ok(namespace)
+    }
+
     /// Runs a short `job` on the thread that holds this namespace and returns what it returns. Sockets that it opens
     /// stay in this namespace wherever they are used.
     ///

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use quinn_proto::congestion::{ControllerFactory, CubicConfig};
 
-use super::BbrConfig;
+use super::{BbrConfig, LimitedStart};
 
 /// How an end of a connection decides how much it has in flight. Each end decides for what it sends itself, so the two may
-/// differ.
+/// differ. Both start slower than they could where more than 1,024 packets are in flight: see [`LimitedStart`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CongestionControl {
@@ -22,9 +22,10 @@ pub enum CongestionControl {
 
 impl CongestionControl {
     pub(crate) fn controllers(self) -> Arc<dyn ControllerFactory + Send + Sync> {
-        match self {
+        let controllers: Arc<dyn ControllerFactory + Send + Sync> = match self {
             Self::Cubic => Arc::new(CubicConfig::default()),
             Self::Bbr => Arc::new(BbrConfig::default()),
-        }
+        };
+        Arc::new(LimitedStart::of(controllers))
     }
 }

@@ -1,0 +1,189 @@
+//! `matrix`.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use jiff::Timestamp;
+use netem_tests::contender::{Carrier, Congestion, Contender};
+use netem_tests::interrupt;
+use netem_tests::profile::Profiles;
+use netem_tests::report::{Measured, comparison};
+use netem_tests::run::Plan;
+use netem_tests::scenario::Scenario;
+
+use super::measure::{MeasureArgs, write};
+
+/// Where and how to measure.
+#[derive(Args)]
+pub struct MatrixArgs {
+    /// The file between whose marks the results are written.
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md"))]
+    results: PathBuf,
+    /// How long to measure each; longer where the events of a network take longer.
+    #[arg(long, default_value_t = 12)]
+    seconds: u64,
+    /// Only what is measured for these scenarios.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// How to measure.
+    #[command(flatten)]
+    how: MeasureArgs,
+}
+
+/// What is replaced in the file of results.
+const BEGIN: &str = "<!-- `matrix` writes from here -->\n";
+const END: &str = "<!-- to here -->\n";
+
+/// Where charts are, beside the file of results.
+const PLOTS: &str = "plots";
+
+const QUIC_BBR: Contender = Contender { carrier: Carrier::Quic, congestion: Congestion::Bbr };
+const QUIC_CUBIC: Contender = Contender { carrier: Carrier::Quic, congestion: Congestion::Cubic };
+const TCP_BBR: Contender = Contender { carrier: Carrier::TcpYamux, congestion: Congestion::Bbr };
+const TCP_CUBIC: Contender = Contender { carrier: Carrier::TcpYamux, congestion: Congestion::Cubic };
+
+const ALL: &[Contender] = &[QUIC_BBR, QUIC_CUBIC, TCP_BBR, TCP_CUBIC];
+const QUIC_AND_TCP: &[Contender] = &[QUIC_BBR, TCP_CUBIC];
+const BOTH_BBR: &[Contender] = &[QUIC_BBR, TCP_BBR];
+
+/// What is measured: a use of the tunnel, the networks, the contenders, and whether charts show it.
+const MATRIX: &[(&str, &[&str], &[Contender], Charts)] = &[
+    ("mixed", &["lossy-2", "wan-50ms", "wifi-1", "lte"], ALL, Charts::Shown),
+    ("gets", &["lossy-2", "lossy-5", "burst"], QUIC_AND_TCP, Charts::None),
+    ("bulk", &["wan-50ms", "lossy-2", "burst", "bufferbloat-10mbit", "satellite", "lan"], ALL, Charts::None),
+    ("beside-tcp", &["wan-50ms", "bufferbloat-10mbit"], ALL, Charts::None),
+    ("exec", &["lossy-2", "bufferbloat-10mbit"], QUIC_AND_TCP, Charts::None),
+    ("logs-1000", &["lossy-2"], BOTH_BBR, Charts::None),
+    ("port-forward", &["lossy-2"], BOTH_BBR, Charts::None),
+    ("address-change", &["address-change", "nat-rebind"], QUIC_AND_TCP, Charts::Shown),
+    ("blackout", &["blackout-5s", "blackout-60s"], QUIC_AND_TCP, Charts::Shown),
+    ("stub-restart", &["wan-50ms"], QUIC_AND_TCP, Charts::None),
+    ("fresh", &["wan-50ms"], QUIC_AND_TCP, Charts::None),
+];
+
+/// Whether there are pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Charts {
+    Shown,
+    None,
+}
+
+/// Measures all of it and writes the file of results. Fails, and writes nothing, when a run was invalid twice.
+pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
+    interrupt::watch()?;
+    let results =
+        fs::read_to_string(&args.results).with_context(|| format!("cannot read {}", args.results.display()))?;
+    // A file without marks should fail now and not after all the measuring.
+    replace_between_marks(&results, "")?;
+    let (program, profiles, began) = (args.how.program()?, Profiles::built_in()?, Instant::now());
+    let (mut text, mut outcomes) = (machine(), Vec::new());
+    for (scenario, networks, contenders, charts) in MATRIX {
+        if !args.only.is_empty() && !args.only.iter().any(|name| name == scenario) {
+            continue;
+        }
+        let scenario = Scenario::get(scenario)?;
+        writeln!(text, "\n### `{}`: {}", scenario.name, scenario.about)?;
+        for network in *networks {
+            let profile = profiles.get(network)?;
+            let plan = |contender| Plan {
+                program: &program,
+                profile,
+                scenario,
+                contender,
+                length: Duration::from_secs(args.seconds),
+                seed: args.how.seed,
+                capture: None,
+            };
+            let measured = contenders.iter().map(|&contender| args.measure_validly(plan(contender)));
+            let measured: Vec<_> = measured.collect::<anyhow::Result<_>>()?;
+            let compared: Vec<_> = measured.iter().map(|measured| measured.outcome.clone()).collect();
+            let table = comparison(&compared);
+            println!("\n{table}");
+            writeln!(text, "\n{table}")?;
+            if *charts == Charts::Shown {
+                text.push_str(&args.charts(&measured)?);
+            }
+            outcomes.extend(compared);
+        }
+    }
+    args.how.write_json(&outcomes)?;
+    eprintln!("{} contenders in {} s", outcomes.len(), began.elapsed().as_secs());
+    write(&args.results, &replace_between_marks(&results, &text)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl MatrixArgs {
+    /// Measures, and once more when the machine was too busy for the emulator.
+    fn measure_validly(&self, plan: Plan<'_>) -> anyhow::Result<Measured> {
+        let measured = self.how.measure(plan)?;
+        if measured.outcome.valid {
+            return Ok(measured);
+        }
+        eprintln!("invalid: the machine was too busy; once more");
+        let measured = self.how.measure(plan)?;
+        ensure!(measured.outcome.valid, "this machine is too busy to emulate networks: nothing was written");
+        Ok(measured)
+    }
+
+    /// Writes charts; gives the Markdown that shows them, with paths from where the file of results is.
+    fn charts(&self, measured: &[Measured]) -> anyhow::Result<String> {
+        let directory = self.results.parent().unwrap_or(Path::new("")).join(PLOTS);
+        let files = self.how.write_charts(&directory, measured)?;
+        let show = |file: String| format!("\n![{}]({PLOTS}/{file})\n", file.trim_end_matches(".svg"));
+        Ok(files.into_iter().map(show).collect())
+    }
+}
+
+/// The text with what is between the marks replaced.
+fn replace_between_marks(text: &str, new: &str) -> anyhow::Result<String> {
+    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) = parts.with_context(|| format!("the file of results has no lines {BEGIN:?} and {END:?}"))?;
+    Ok(format!("{before}{BEGIN}{new}\n{END}{after}"))
+}
+
+/// What it was measured on, and when.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let information = read("/proc/cpuinfo");
+    let processor = information.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+    let processor = processor.trim_start_matches([' ', '\t', ':']);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = read("/proc/meminfo").split_whitespace().nth(1).and_then(|size| size.parse::<u64>().ok());
+    let memory = memory.unwrap_or_default() / (1 << 20);
+    let (kernel, load) = (read("/proc/sys/kernel/osrelease"), read("/proc/loadavg"));
+    let buffer = read("/proc/sys/net/core/rmem_max");
+    let load = load.split_whitespace().next().unwrap_or_default();
+    format!(
+        "Measured on {}, on {cores} cores ({processor}) with {memory} GiB, Linux {}, `net.core.rmem_max` {}; load before it \
+         began: {load}. Emulator, stub, agent, API server and clients share those cores.\n",
+        Timestamp::now().strftime("%Y-%m-%d"),
+        kernel.trim(),
+        buffer.trim(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_replaced() {
+        let text = format!("before\n{BEGIN}old\n{END}after\n");
+        assert_eq!(replace_between_marks(&text, "new").unwrap(), format!("before\n{BEGIN}new\n{END}after\n"));
+        assert!(replace_between_marks("no marks", "new").is_err());
+    }
+
+    #[test]
+    fn the_matrix_names_what_there_is() {
+        let profiles = Profiles::built_in().unwrap();
+        for (scenario, networks, contenders, _) in MATRIX {
+            assert!(Scenario::get(scenario).is_ok() && !contenders.is_empty());
+            assert!(networks.iter().all(|network| profiles.get(network).is_ok()));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Many agents in one process.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, StubAddress};
+use qtunnel::carrier::QuicSettings;
+use qtunnel::kube::impersonation::ImpersonationPolicy;
+use qtunnel::kube::kubeconfig::{Credentials, Upstream};
+use qtunnel::pki::JoinToken;
+use qtunnel::wire::AuthMode;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Agents that share a process.
+#[derive(Debug, Clone)]
+pub struct Crowd {
+    /// Where the stub is.
+    pub stub: StubAddress,
+    /// Where they keep their keys, each in a directory of its own.
+    pub directory: PathBuf,
+    /// What they join with, in turn.
+    pub tokens: Vec<JoinToken>,
+    /// The number of the first.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// Runs them until the process ends.
+///
+/// # Errors
+/// When one of them cannot go on.
+pub fn run_crowd(crowd: &Crowd) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut agents = JoinSet::new();
+        for number in crowd.first..crowd.first + crowd.count {
+            let agent = Agent::new(config(crowd, number)).with_context(|| format!("agent {number}"))?;
+            agents.spawn(agent.run(CancellationToken::new()));
+        }
+        while let Some(ended) = agents.join_next().await {
+            ended??;
+        }
+        Ok(())
+    })
+}
+
+fn config(crowd: &Crowd, number: usize) -> AgentConfig {
+    AgentConfig {
+        stubs: vec![crowd.stub.clone()],
+        token: crowd.tokens.get(number % crowd.tokens.len().max(1)).cloned(),
+        state_dir: crowd.directory.join(format!("agent-{number}")),
+        // Nobody listens there: what is measured is the stub.
+        upstream: Upstream {
+            server: http::Uri::from_static("http://127.0.0.1:1"),
+            certificate_authority: None,
+            server_name: None,
+            credentials: Credentials::Anonymous,
+            insecure: false,
+        },
+        auth_mode: AuthMode::Impersonate,
+        policy: ImpersonationPolicy::default(),
+        forward: ForwardPolicy::default(),
+        carrier: CarrierSettings { choice: CarrierChoice::Quic, ..CarrierSettings::default() },
+        quic: QuicSettings::default(),
+        drain_timeout: Duration::from_secs(1),
+        response_timeout: Duration::from_secs(60),
+    }
+}
