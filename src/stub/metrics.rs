@@ -189,7 +189,7 @@ impl Metrics {
 
     /// Counts an agent of a cluster that is seen at another address than before.
     pub fn path_changed(&self, cluster: &ClusterId) {
-        self.path_changes.get_or_create(&ClusterLabel { cluster: cluster.to_string() }).inc();
+        self.path_changes.get_or_create(&ClusterLabel { cluster: cluster.clone() }).inc();
     }
 
     /// Counts a request head that never became a request.
