@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Args;
 use jiff::Timestamp;
 use netem_tests::contender::{Carrier, Congestion, Contender};
@@ -25,7 +25,7 @@ pub struct MatrixArgs {
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md"))]
     results: PathBuf,
     /// How long to measure each; longer where the events of a network take longer.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Only what is measured for these scenarios.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -40,7 +40,7 @@ const BEGIN: &str = "<!-- `matrix` writes from here -->\n";
 const END: &str = "<!-- to here -->\n";
 
 /// Where charts are, beside the file of results.
-const PLOTS: &str = "plots";
+const PLOTS: &str = "results";
 
 const QUIC_BBR: Contender = Contender { carrier: Carrier::Quic, congestion: Congestion::Bbr };
 const QUIC_CUBIC: Contender = Contender { carrier: Carrier::Quic, congestion: Congestion::Cubic };
@@ -48,20 +48,22 @@ const TCP_BBR: Contender = Contender { carrier: Carrier::TcpYamux, congestion: C
 const TCP_CUBIC: Contender = Contender { carrier: Carrier::TcpYamux, congestion: Congestion::Cubic };
 
 const ALL: &[Contender] = &[QUIC_BBR, QUIC_CUBIC, TCP_BBR, TCP_CUBIC];
+const BESIDE_CUBIC: &[Contender] = &[QUIC_BBR, QUIC_CUBIC, TCP_CUBIC];
 const QUIC_AND_TCP: &[Contender] = &[QUIC_BBR, TCP_CUBIC];
-const BOTH_BBR: &[Contender] = &[QUIC_BBR, TCP_BBR];
 
-/// What is measured: a use of the tunnel, the networks, the contenders, and whether charts show it.
+/// What is measured: a use of the tunnel, the networks, the contenders, and whether charts show it. It takes 20 minutes.
 const MATRIX: &[(&str, &[&str], &[Contender], Charts)] = &[
-    ("mixed", &["lossy-2", "wan-50ms", "wifi-1", "lte"], ALL, Charts::Shown),
-    ("gets", &["lossy-2", "lossy-5", "burst"], QUIC_AND_TCP, Charts::None),
-    ("bulk", &["wan-50ms", "lossy-2", "burst", "bufferbloat-10mbit", "satellite", "lan"], ALL, Charts::None),
-    ("beside-tcp", &["wan-50ms", "bufferbloat-10mbit"], ALL, Charts::None),
-    ("exec", &["lossy-2", "bufferbloat-10mbit"], QUIC_AND_TCP, Charts::None),
-    ("logs-1000", &["lossy-2"], BOTH_BBR, Charts::None),
-    ("port-forward", &["lossy-2"], BOTH_BBR, Charts::None),
-    ("address-change", &["address-change", "nat-rebind"], QUIC_AND_TCP, Charts::Shown),
-    ("blackout", &["blackout-5s", "blackout-60s"], QUIC_AND_TCP, Charts::Shown),
+    ("mixed", &["lossy-2"], ALL, Charts::Shown),
+    ("mixed", &["wifi-1", "burst"], ALL, Charts::None),
+    ("gets", &["clean", "wan-50ms", "lossy-2"], QUIC_AND_TCP, Charts::None),
+    ("bulk", &["wan-50ms", "lossy-2", "burst", "bufferbloat-10mbit"], ALL, Charts::None),
+    ("beside-tcp", &["wan-50ms", "bufferbloat-10mbit"], BESIDE_CUBIC, Charts::None),
+    ("exec", &["lossy-2", "bufferbloat-10mbit"], BESIDE_CUBIC, Charts::None),
+    ("logs-1000", &["lossy-2"], QUIC_AND_TCP, Charts::None),
+    ("port-forward", &["lossy-2"], QUIC_AND_TCP, Charts::None),
+    ("address-change", &["address-change"], QUIC_AND_TCP, Charts::Shown),
+    ("address-change", &["nat-rebind"], QUIC_AND_TCP, Charts::None),
+    ("blackout", &["blackout-5s"], QUIC_AND_TCP, Charts::Shown),
     ("stub-restart", &["wan-50ms"], QUIC_AND_TCP, Charts::None),
     ("fresh", &["wan-50ms"], QUIC_AND_TCP, Charts::None),
 ];
@@ -73,7 +75,7 @@ enum Charts {
     None,
 }
 
-/// Measures all of it and writes the file of results. Fails, and writes nothing, when a run was invalid twice.
+/// Measures all of it and writes the file of results. Fails when a run was invalid twice; the file then says so in its place.
 pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch()?;
     let results =
@@ -81,13 +83,16 @@ pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
     // A file without marks should fail now and not after all the measuring.
     replace_between_marks(&results, "")?;
     let (program, profiles, began) = (args.how.program()?, Profiles::built_in()?, Instant::now());
-    let (mut text, mut outcomes) = (machine(), Vec::new());
+    let (mut text, mut outcomes, mut heading) = (machine(), Vec::new(), "");
     for (scenario, networks, contenders, charts) in MATRIX {
         if !args.only.is_empty() && !args.only.iter().any(|name| name == scenario) {
             continue;
         }
         let scenario = Scenario::get(scenario)?;
-        writeln!(text, "\n### `{}`: {}", scenario.name, scenario.about)?;
+        if heading != scenario.name {
+            heading = scenario.name;
+            writeln!(text, "\n### `{heading}`: {}", scenario.about)?;
+        }
         for network in *networks {
             let profile = profiles.get(network)?;
             let plan = |contender| Plan {
@@ -114,7 +119,7 @@ pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
     args.how.write_json(&outcomes)?;
     eprintln!("{} contenders in {} s", outcomes.len(), began.elapsed().as_secs());
     write(&args.results, &replace_between_marks(&results, &text)?)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if outcomes.iter().all(|outcome| outcome.valid) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl MatrixArgs {
@@ -125,9 +130,7 @@ impl MatrixArgs {
             return Ok(measured);
         }
         eprintln!("invalid: the machine was too busy; once more");
-        let measured = self.how.measure(plan)?;
-        ensure!(measured.outcome.valid, "this machine is too busy to emulate networks: nothing was written");
-        Ok(measured)
+        self.how.measure(plan)
     }
 
     /// Writes charts; gives the Markdown that shows them, with paths from where the file of results is.

@@ -16,20 +16,18 @@ type Samples = fn(&Seen) -> &[Sample];
 
 /// The charts of contenders in the same network and use of the tunnel, each with a name that may be a file's.
 pub fn charts(measured: &[Measured]) -> Vec<(&'static str, Chart)> {
-    let kinds: [(&str, &str, &str, Samples); 3] = [
-        ("gets", "gets-over-time", "small GETs", |seen| &seen.gets),
-        ("lines", "lines-over-time", "log lines", |seen| &seen.lines),
-        ("echoes", "echoes-over-time", "keystrokes", |seen| &seen.echoes),
+    let kinds: [(&str, &str, Samples); 3] = [
+        ("gets", "small GETs", |seen| &seen.gets),
+        ("lines", "log lines", |seen| &seen.lines),
+        ("echoes", "keystrokes", |seen| &seen.echoes),
     ];
     let mut charts = Vec::new();
     let has_events = measured.iter().flat_map(|measured| &measured.runs).any(|run| !run.events.is_empty());
-    for (name, name_over_time, what, samples) in kinds {
-        if measured.iter().flat_map(|measured| &measured.runs).all(|run| samples(&run.seen).is_empty()) {
-            continue;
-        }
-        charts.push((name, distribution(measured, what, samples)));
-        if has_events {
-            charts.push((name_over_time, over_time(measured, what, samples)));
+    // Where something happened, when it was slow says more than how often.
+    let chart = if has_events { over_time } else { distribution };
+    for (name, what, samples) in kinds {
+        if measured.iter().flat_map(|measured| &measured.runs).any(|run| !samples(&run.seen).is_empty()) {
+            charts.push((name, chart(measured, what, samples)));
         }
     }
     if measured.iter().flat_map(|measured| &measured.runs).any(|run| !run.seen.bulk.is_empty()) {

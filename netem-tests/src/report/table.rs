@@ -56,8 +56,8 @@ const ROWS: &[(&str, Value)] = &[
     ("stub: peak memory, MiB", |o| Some(o.stub.peak_mebibytes)),
     ("stub: waited for a core, s", |o| Some(o.stub.waited_seconds)),
     ("agent: CPU, s", |o| Some(o.agent.cpu_seconds)),
-    ("agent: waited for a core, s", |o| Some(o.agent.waited_seconds)),
     ("agent: peak memory, MiB", |o| Some(o.agent.peak_mebibytes)),
+    ("agent: waited for a core, s", |o| Some(o.agent.waited_seconds)),
     ("emulator late p99, ms", |o| Some(o.emulator_p99)),
     ("emulator late max, ms", |o| Some(o.emulator_max)),
 ];

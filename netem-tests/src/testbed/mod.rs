@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use qtunnel::stub::admin::{AdminClient, StubStatus};
 use tempfile::TempDir;
 
@@ -37,6 +37,14 @@ const USERS: &str = "qtunnel:users";
 /// Both namespaces are new, so any port is free.
 const STUB_PORT: u16 = 8443;
 const API_ADDRESS: &str = "127.0.0.1:6443";
+
+/// What one address may do at most. Here everybody comes from the same one, and thousands at once.
+const LIMITS_SECTION: &str = "[limits]\n";
+const LIMITS: &str = "[limits]
+connections_per_second = 10000
+strangers_per_address = 20000
+watches_per_user = 20000
+";
 
 /// How long the agent may take to join and connect, on the worst of networks.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -144,7 +152,11 @@ impl Files<'_> {
 
     fn init_stub(self, program: &Program, host: IpAddr) -> anyhow::Result<()> {
         let (directory, host, port) = (self.path("stub"), host.to_string(), STUB_PORT.to_string());
-        program.run(&["stub", "init", "--dir", &directory, "--host", &host, "--port", &port]).map(drop)
+        program.run(&["stub", "init", "--dir", &directory, "--host", &host, "--port", &port])?;
+        let settings = fs::read_to_string(self.stub_config())?;
+        ensure!(settings.contains(LIMITS_SECTION), "the stub's settings have no section {LIMITS_SECTION:?}");
+        let settings = settings.replace(LIMITS_SECTION, LIMITS);
+        fs::write(self.stub_config(), settings).context("cannot raise the stub's limits")
     }
 
     fn admin_socket(self) -> PathBuf {
