@@ -40,7 +40,7 @@ pub struct QuicSettings {
     /// What the kernel is asked to buffer per socket and direction, in bytes. quinn sets none, and the kernel's default
     /// loses packets at multi-gigabit rates. Default 8 MiB; the kernel may grant less (`net.core.rmem_max`).
     pub socket_buffer: usize,
-    /// What decides how much this end has in flight. Default Cubic.
+    /// What decides how much this end has in flight. Default BBR.
     pub congestion: CongestionControl,
     /// By what a listening end that lost its state, because it was started again, can tell its peers so at once (RFC 9000,
     /// section 10.3); they would wait for the idle timeout otherwise. It has to be the same after the restart. Default: one

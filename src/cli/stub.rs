@@ -236,9 +236,9 @@ sink = "none"
 # random-round-robin: each in its turn.
 # lowest-latency:     mostly one from which answers come soon: round trip to its API server, times its open requests.
 # selector = "least-streams"
-# How congestion on the way to agents is controlled: cubic, or bbr, which is new and does not
-# take every lost packet for congestion.
-# congestion = "cubic"
+# How congestion on the way to agents is controlled: bbr, which does not take every lost packet for congestion and keeps
+# queues short; or cubic, which gets more where others' downloads fill a deep queue all the time.
+# congestion = "bbr"
 
 [http3]
 # Whether clients may use HTTP/3 on the UDP port. exec, attach and port-forward use HTTP/1.1 all the same.

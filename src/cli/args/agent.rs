@@ -118,7 +118,7 @@ pub struct AgentArgs {
     /// How long a connection and its streams live without a packet from the stub [default: 5m].
     #[arg(long, env = "QTUNNEL_IDLE_TIMEOUT", value_name = "DURATION")]
     pub idle_timeout: Option<SignedDuration>,
-    /// How congestion on the way to the stub is controlled [default: cubic].
+    /// How congestion on the way to the stub is controlled [default: bbr].
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,
     /// An OpenTelemetry collector that takes spans of requests over OTLP/HTTP: http://HOST:4318 [default: none].

@@ -25,7 +25,7 @@ pub struct AgentsConfig {
     /// Which of several agents takes the next request: `least-streams`, `random-round-robin` or `lowest-latency`. Agents that
     /// do not answer, or whose API server does not, come last whatever it says. Default `least-streams`.
     pub selector: SelectorKind,
-    /// How much the stub has in flight towards agents: `cubic` or `bbr`. Default `cubic`.
+    /// How much the stub has in flight towards agents: `bbr` or `cubic`. Default `bbr`.
     pub congestion: CongestionControl,
 }
 
