@@ -1,11 +1,12 @@
 //! The life of a request at the stub, from top to bottom: [`serve`].
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, UPGRADE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
@@ -35,6 +36,9 @@ use crate::wire::{AgentName, BearerToken, ClusterId, ErrorCode, Identity, Reques
 /// (`apiserver/pkg/endpoints/filters/audit_init.go`).
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
+/// Where the requests of the stub's own program come from, as those of the API server's own loopback client do.
+const THIS_PROCESS: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
 /// How long a client may go on sending on an upgraded connection that the API server has ended.
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -54,21 +58,10 @@ where
     let version = request.version();
     let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.watchers);
     let audit_id = HeaderValue::try_from(&record.facts().audit_id);
-    let answer = answer(&shared, &connection, request, &mut record).await;
-    let mut response = match answer {
-        Ok(Answer::Tunnelled(head, rest)) => {
-            record.answered(GivenAnswer::Passed(head.status()), Some(rest.agent));
-            let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
-            head.map(|()| AnswerBody::Tunnelled(Box::new(body.resumable(rest.watch))))
-        }
-        Ok(Answer::Upgraded(head, upgraded)) => {
-            record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
-            shared.tasks.spawn(upgraded.run(record));
-            head.map(|()| AnswerBody::from(Bytes::new()))
-        }
+    let mut response = match answer(&shared, Caller::Client(&connection), request, &mut record).await {
+        Ok(answer) => given(&shared, answer, record),
         Err(status) => {
-            record.answered(GivenAnswer::Own(status.clone()), None);
-            record.complete();
+            refused(&mut record, &status);
             let answer = own_answer(status, version);
             record.facts().meter.count_own(usize::try_from(answer.body().size_hint().lower()).unwrap_or(usize::MAX));
             answer
@@ -85,13 +78,86 @@ where
     Ok(response)
 }
 
-/// Tells a client of HTTP/1.1 or HTTP/2 that there is HTTP/3 as well (RFC 7838). What an API server says about itself is not
-/// for clients of the stub.
+/// Makes one request of the program that the stub is a part of, for a user that it vouches for.
+///
+/// # Errors
+///
+/// What a client would have been answered by the stub itself. An upgrade is refused with a 400: it needs a client's connection.
+pub async fn serve_program<B>(
+    shared: &Shared,
+    errand: Errand<'_>,
+    request: Request<B>,
+) -> Result<Response<AnswerBody>, Status>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::fmt::Display + Send,
+{
+    let mut record = RequestRecord::new(&request, THIS_PROCESS, &shared.watchers);
+    // No connection stands for it among the tasks.
+    record.waited_for(shared.tasks.token());
+    match answer(shared, Caller::Program(errand), request, &mut record).await {
+        Ok(answer) => Ok(given(shared, answer, record)),
+        Err(status) => {
+            refused(&mut record, &status);
+            Err(status)
+        }
+    }
+}
+
+/// The answer of a cluster as it goes out. The record goes on with its body.
+fn given(shared: &Shared, answer: Answer, mut record: RequestRecord) -> Response<AnswerBody> {
+    match answer {
+        Answer::Tunnelled(head, rest) => {
+            record.answered(GivenAnswer::Passed(head.status()), Some(rest.agent));
+            let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
+            head.map(|()| body.resumable(rest.watch).into())
+        }
+        Answer::Upgraded(head, upgraded) => {
+            record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
+            shared.tasks.spawn(upgraded.run(record));
+            head.map(|()| Bytes::new().into())
+        }
+    }
+}
+
+/// The stub answers by itself.
+fn refused(record: &mut RequestRecord, status: &Status) {
+    record.answered(GivenAnswer::Own(status.clone()), None);
+    record.complete();
+}
+
+/// Tells a client of HTTP/1.1 or HTTP/2 that there is HTTP/3 as well (RFC 7838).
 fn advertise_http3(shared: &Shared, version: Version, headers: &mut HeaderMap) {
-    headers.remove(ALT_SVC);
     if let Some(alternative) = shared.http3_alternative.as_ref().filter(|_| version < Version::HTTP_3) {
         headers.insert(ALT_SVC, alternative.clone());
     }
+}
+
+/// Where a request comes from.
+enum Caller<'a> {
+    /// A client's connection.
+    Client(&'a ClientConnection),
+    /// The program that the stub is a part of.
+    Program(Errand<'a>),
+}
+
+/// In whose name, and to which cluster, a program makes a request whose path is the one there.
+#[derive(Debug)]
+pub struct Errand<'a> {
+    /// The user.
+    pub identity: Identity,
+    /// The cluster.
+    pub cluster: &'a ClusterId,
+}
+
+/// Who makes a request, and where it goes.
+struct Asked {
+    route: Route,
+    identity: Identity,
+    /// `None` where no client has presented any.
+    credentials: Option<Arc<Credentials>>,
+    cluster_token: Option<BearerToken>,
+    client_address: Option<IpAddr>,
 }
 
 /// What a request is answered with.
@@ -111,7 +177,7 @@ struct AnswerRest {
 
 async fn answer<B>(
     shared: &Shared,
-    connection: &ClientConnection,
+    caller: Caller<'_>,
     mut request: Request<B>,
     record: &mut RequestRecord,
 ) -> Result<Answer, Status>
@@ -119,27 +185,21 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
 {
-    connection.let_in()?;
+    caller.let_in(shared)?;
     record.audit(shared.audit.begin().await?);
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
-    let credentials = Arc::new(credentials(connection, &mut parts.headers)?);
-    let user = authenticate(&*shared.authenticator, &credentials)
-        .await
-        .map_err(|status| shared.limits.unauthenticated(connection.address.ip(), status))?;
-    record.set_user(&user.identity);
-    // Set already by an earlier request on the same connection.
-    let _ = connection.authenticated.set(());
-
-    let route = Route::of(&parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
-    record.set_target(&route.cluster, route.target.as_str());
+    let Asked { route, identity, credentials, cluster_token, client_address } = match caller {
+        Caller::Client(connection) => asked_by_client(shared, connection, &mut parts, record).await?,
+        Caller::Program(errand) => asked_by_program(errand, &parts, record)?,
+    };
     if !shared.clusters.contains(&route.cluster).await {
         return Err(Status::unknown_cluster(&route.cluster));
     }
 
     let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
-    let mut head = request_head(parts, &route, user.identity, connection, record.facts().audit_id.clone())?;
+    let mut head = request_head(parts, &route, identity, client_address, record.facts().audit_id.clone())?;
     match body.is_end_stream() {
         true => say_that_the_body_is_empty(&mut head),
         false => check_that_a_body_is_expected(&head)?,
@@ -150,7 +210,7 @@ where
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
     let meter = Meter::for_cluster(shared.watchers.metrics.bytes(&route.cluster));
-    let origin = Origin::of(record.facts(), credentials.clone());
+    let origin = Origin::of(record.facts(), credentials);
     let open = shared.open_requests.open(attributes(&head, &route.cluster, info), origin, meter);
     record.understood(&open).await?;
     admit(shared, open.attributes(), record)?;
@@ -161,7 +221,7 @@ where
         cluster: &route.cluster,
         info: &open.attributes().request,
         head,
-        cluster_token: cluster_token(&credentials, user.by),
+        cluster_token,
         body: BoundedBody::new(body, bound),
         meter: record.facts().meter.clone(),
         retries: Retries {
@@ -184,6 +244,52 @@ where
         }
     };
     passed_on(exchange, open, &route, &method, upgrade, on_upgrade, &shared.drain).await
+}
+
+impl Caller<'_> {
+    /// Whether the stub still takes requests from here.
+    fn let_in(&self, shared: &Shared) -> Result<(), Status> {
+        match self {
+            Self::Client(connection) => connection.let_in(),
+            Self::Program(_) if shared.drain.is_closing() => Err(Status::draining()),
+            Self::Program(_) => Ok(()),
+        }
+    }
+}
+
+async fn asked_by_client(
+    shared: &Shared,
+    connection: &ClientConnection,
+    parts: &mut Parts,
+    record: &mut RequestRecord,
+) -> Result<Asked, Status> {
+    let credentials = Arc::new(credentials(connection, &mut parts.headers)?);
+    let user = authenticate(&*shared.authenticator, &credentials)
+        .await
+        .map_err(|status| shared.limits.unauthenticated(connection.address.ip(), status))?;
+    record.set_user(&user.identity);
+    // Set already by an earlier request on the same connection.
+    let _ = connection.authenticated.set(());
+    let route = Route::of(parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
+    record.set_target(&route.cluster, route.target.as_str());
+    Ok(Asked {
+        route,
+        identity: user.identity,
+        cluster_token: cluster_token(&credentials, user.by),
+        credentials: Some(credentials),
+        client_address: Some(connection.address.ip().to_canonical()),
+    })
+}
+
+fn asked_by_program(errand: Errand<'_>, parts: &Parts, record: &mut RequestRecord) -> Result<Asked, Status> {
+    let Errand { identity, cluster } = errand;
+    record.set_user(&identity);
+    let route = Route::to(cluster.clone(), parts)?;
+    record.set_target(&route.cluster, route.target.as_str());
+    if parts.headers.contains_key(UPGRADE) {
+        return Err(Status::bad_request("a program cannot upgrade a request: that needs a client's connection"));
+    }
+    Ok(Asked { route, identity, credentials: None, cluster_token: None, client_address: None })
 }
 
 /// Waits until a request has to end.
@@ -276,7 +382,7 @@ fn request_head(
     mut parts: Parts,
     route: &Route,
     identity: Identity,
-    connection: &ClientConnection,
+    client_address: Option<IpAddr>,
     audit_id: String,
 ) -> Result<RequestHead, Status> {
     let bad_request = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
@@ -298,7 +404,7 @@ fn request_head(
         requested,
         bearer_token: None,
         upgrade,
-        client_address: Some(connection.address.ip().to_canonical()),
+        client_address,
     })
 }
 
@@ -338,6 +444,8 @@ async fn passed_on(
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
+    // Where else the API server can be reached is not for those who ask the stub.
+    response.headers_mut().remove(ALT_SVC);
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(upgrade), Some(mut sender)) = (upgrade, sender) else {
             return Err(Status::bad_gateway("the API server switched protocols without having been asked to"));
@@ -384,7 +492,7 @@ fn resumable_watch(
 
 fn write_upgrade(headers: &mut HeaderMap, upgrade: UpgradeProtocol) {
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(http::header::UPGRADE, HeaderValue::from_static(upgrade.as_str()));
+    headers.insert(UPGRADE, HeaderValue::from_static(upgrade.as_str()));
 }
 
 /// The agent has made every Location relative to the API server; here it becomes relative to the stub.
