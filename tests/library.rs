@@ -5,13 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy};
-use qtunnel::carrier::QuicSettings;
-use qtunnel::kube::impersonation::ImpersonationPolicy;
+use qtunnel::agent::{Agent, CarrierChoice, CarrierSettings, ForwardPolicy};
 use qtunnel::kube::kubeconfig::{Credentials, Upstream};
 use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::{DialError, KnownClusters, Stub, StubConfig, StubHandle};
-use qtunnel::wire::{AuthMode, ClusterId};
+use qtunnel::wire::ClusterId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -105,20 +103,14 @@ impl Tunnel {
         let cluster: ClusterId = "prod".parse().unwrap();
         let (stub, keys) = stub(&directory.path().join("stub"), &cluster).await;
         let token = keys.tokens().create(&cluster, Duration::from_secs(600), 1, SystemTime::now()).unwrap();
-        let agent = Agent::new(AgentConfig {
-            stubs: vec![stub.local_address().unwrap().to_string().parse().unwrap()],
-            token: Some(token),
-            state_dir: directory.path().join("agent"),
-            upstream: nowhere(),
-            auth_mode: AuthMode::Impersonate,
-            policy: ImpersonationPolicy::default(),
-            forward: ForwardPolicy { allow: allowed.iter().map(|pattern| pattern.parse().unwrap()).collect() },
-            carrier: CarrierSettings { choice: carrier, ..CarrierSettings::default() },
-            quic: QuicSettings::default(),
-            drain_timeout: Duration::ZERO,
-            response_timeout: PATIENCE,
-            otlp_endpoint: None,
-        });
+        let stubs = vec![stub.local_address().unwrap().to_string().parse().unwrap()];
+        let agent = Agent::builder(stubs, directory.path().join("agent"), nowhere())
+            .token(token)
+            .forward(ForwardPolicy { allow: allowed.iter().map(|pattern| pattern.parse().unwrap()).collect() })
+            .carrier(CarrierSettings { choice: carrier, ..CarrierSettings::default() })
+            .drain_timeout(Duration::ZERO)
+            .response_timeout(PATIENCE)
+            .build();
         let (handle, shutdown) = (stub.handle(), CancellationToken::new());
         tokio::spawn(stub.run(shutdown.clone()));
         tokio::spawn(agent.unwrap().run(shutdown.clone()));

@@ -18,7 +18,7 @@ use super::authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyFile}
 use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
 use super::dispatch::Patience;
 use super::drain::Drain;
-use super::election::{Alone, Election, LeaseElection};
+use super::election::{Election, LeaseElection};
 use super::front::tcp::PortTls;
 use super::limits::Limits;
 use super::open_requests::OpenRequests;
@@ -148,8 +148,8 @@ impl StubBuilder {
         let watchers = Watchers { tracer: tracer.unwrap_or_default(), ..Watchers::default() };
         let instance = rand::random();
         let election = match parts.election {
-            Some(election) => election,
-            None => election_of(&config, instance).await?,
+            Some(election) => Some(election),
+            None => lease_election(&config, instance).await?,
         };
         let StubTls { port, quic, peers } = StubTls::new(&keys, verifier, config.http3.enabled)?;
         let Listeners { front, tunnel, admin, admin_listener } = Listeners::bind(&config, quic, &keys).await?;
@@ -234,11 +234,11 @@ impl Listeners {
 
 /// The election of the settings. The name of a candidate has to be new with each process: one that was started again must not
 /// take the Lease for its own.
-async fn election_of(config: &StubConfig, instance: u64) -> Result<Arc<dyn Election>, StartError> {
-    let Some(election) = &config.election else { return Ok(Arc::new(Alone::default())) };
+async fn lease_election(config: &StubConfig, instance: u64) -> Result<Option<Arc<dyn Election>>, StartError> {
+    let Some(election) = &config.election else { return Ok(None) };
     let identity = format!("{}_{instance:016x}", config.name);
     let access = config.kubernetes.access();
-    Ok(Arc::new(LeaseElection::new(&access, &election.lease, identity, election.timing()).await?))
+    Ok(Some(Arc::new(LeaseElection::new(&access, &election.lease, identity, election.timing()).await?)))
 }
 
 /// The keys in `store`, or in that of the settings, with a server certificate that is not about to expire.

@@ -221,7 +221,11 @@ impl Stub {
         tokio::join!(
             traffic,
             admin,
-            shared.election.campaign(shutdown.clone()),
+            async {
+                if let Some(election) = &shared.election {
+                    election.campaign(shutdown.clone()).await;
+                }
+            },
             stopped.run_until_cancelled(renew_server_certificate(shared.keys.clone())),
             stopped.run_until_cancelled(reload::follow(shared.followed_files.clone(), &now)),
             stopped.run_until_cancelled(revocations),
