@@ -16,8 +16,7 @@ use super::scratch::ScratchDirectory;
 use crate::agent::{AddressError, Agent, AgentError};
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
 use crate::pki::{
-    AuthorityError, DirectoryStore, FileError, HostName, StoreError, StubKeys, StubKeysError, TokenError,
-    private_file,
+    AuthorityError, DirectoryStore, FileError, HostName, StoreError, StubKeys, StubKeysError, TokenError, private_file,
 };
 use crate::stub::admin::{AdminClient, StatusError};
 use crate::stub::{KnownClusters, StartError, Stub, StubConfig};

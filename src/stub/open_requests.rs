@@ -168,20 +168,21 @@ impl OpenRequests {
                 same.1.push(entry.clone());
             }
         }
-        let asking = stream::iter(by_key.into_values()).for_each_concurrent(CONCURRENCY, async |(credentials, entries)| {
-            let answer = authenticator.authenticate(&credentials).await;
-            for entry in entries {
-                let user = &entry.attributes.user;
-                match &answer {
-                    Ok(Some(vouched)) if vouched.identity == *user => entry.known.renew(),
-                    Ok(Some(_)) => entry.revoke("the credentials stand for another user now".to_owned()),
-                    Ok(None) => entry.revoke("the credentials are not known any more".to_owned()),
-                    Err(NotVouched::Refused(why)) => entry.revoke(why.clone()),
-                    Err(NotVouched::CannotTell(_)) if entry.known.is_within(GRACE) => {}
-                    Err(NotVouched::CannotTell(why)) => entry.revoke(why.clone()),
+        let asking =
+            stream::iter(by_key.into_values()).for_each_concurrent(CONCURRENCY, async |(credentials, entries)| {
+                let answer = authenticator.authenticate(&credentials).await;
+                for entry in entries {
+                    let user = &entry.attributes.user;
+                    match &answer {
+                        Ok(Some(vouched)) if vouched.identity == *user => entry.known.renew(),
+                        Ok(Some(_)) => entry.revoke("the credentials stand for another user now".to_owned()),
+                        Ok(None) => entry.revoke("the credentials are not known any more".to_owned()),
+                        Err(NotVouched::Refused(why)) => entry.revoke(why.clone()),
+                        Err(NotVouched::CannotTell(_)) if entry.known.is_within(GRACE) => {}
+                        Err(NotVouched::CannotTell(why)) => entry.revoke(why.clone()),
+                    }
                 }
-            }
-        });
+            });
         asking.await;
     }
 

@@ -59,8 +59,7 @@ async fn make(log: &AuditLog, target: &str, answer: GivenAnswer) -> Result<(), S
     record.set_target(&attributes.cluster, target);
     let attributes = Arc::unwrap_or_clone(attributes);
     let requests = Arc::new(OpenRequests::default());
-    let open =
-        requests.open(attributes, Origin::of(record.facts(), None), Meter::default());
+    let open = requests.open(attributes, Origin::of(record.facts(), None), Meter::default());
     record.understood(&open).await?;
     record.decided(Decision::Allow("rule 1".into()));
     record.answered(answer, Some("agent-1".parse().unwrap()));
