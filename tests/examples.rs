@@ -1,8 +1,12 @@
 //! Every example runs as it is, and prints what its part has seen.
 
+mod support;
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
+
+use support::process::{Input, Process};
 
 /// Each example, and lines that it prints.
 const EXAMPLES: [(&str, &[&str]); 9] = [
@@ -42,13 +46,10 @@ fn no_example_is_forgotten() {
     assert_eq!(names, EXAMPLES.map(|(name, _)| name));
 }
 
-/// Every wait inside an example has a deadline, so that none runs for ever.
 fn check(name: &str, words: &[&str]) {
-    let output = Command::new(program(name)).output().unwrap_or_else(|error| panic!("{name}: {error}"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{name}: {}\n{out}\n{err}", output.status);
+    let output = Process::run(name, Command::new(program(name)), Input::None).ok();
     for word in words {
-        assert!(out.contains(word), "{name} does not say {word:?}:\n{out}\n{err}");
+        assert!(output.contains(word), "{name} does not say {word:?}:\n{output}");
     }
 }
 

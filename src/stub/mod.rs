@@ -1,8 +1,8 @@
 //! The public side of the tunnel: where users come in and where agents are connected.
 //!
 //! `request::serve` is the life of one request from top to bottom. Clients come in at `front`, agents at `tunnel`;
-//! the `registry` is where the two meet. What can be replaced has a trait: [`authorize::Authorizer`], [`audit::AuditSink`],
-//! [`select::AgentSelector`], [`sessions::SessionStore`].
+//! the `registry` is where the two meet. What can be replaced has a trait and a place in [`StubBuilder`], which puts a stub
+//! together.
 
 pub mod activity;
 pub mod admin;
