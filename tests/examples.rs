@@ -56,5 +56,7 @@ fn check(name: &str, words: &[&str]) {
 /// Where `cargo test` puts it: beside the directory of the tests.
 fn program(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
-    tests.parent().unwrap().parent().unwrap().join("examples").join(name)
+    let program = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(program.exists(), "there is no {}: `cargo test --test examples` needs `--examples`", program.display());
+    program
 }

@@ -7,9 +7,10 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::body::AnswerBody;
+use super::caller::Errand;
 use super::dial::{DialError, dial};
 use super::record::new_audit_id;
-use super::request::{Errand, serve_program};
+use super::request::serve_program;
 use super::shared::Shared;
 use crate::carrier::StreamSocket;
 use crate::kube::Status;

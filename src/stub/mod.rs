@@ -12,6 +12,7 @@ pub mod authorize;
 mod body;
 mod builder;
 mod cache;
+mod caller;
 mod cluster;
 pub mod config;
 mod dial;

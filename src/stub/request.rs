@@ -14,9 +14,9 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
-use super::authenticate::{Authenticator, Credentials, NotVouched, Proof, Vouched};
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, BoundedBody, ResumableWatch, TunnelledBody};
+use super::caller::{Asked, Caller, Errand};
 use super::dispatch::{Exchange, Outgoing, Retries, dispatch};
 use super::drain::Drain;
 use super::event_stream::EventStream;
@@ -31,8 +31,8 @@ use super::registry::OpenStream;
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
-use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade, take_bearer_token};
-use crate::wire::{AgentName, BearerToken, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
+use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
+use crate::wire::{AgentName, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
 /// (`apiserver/pkg/endpoints/filters/audit_init.go`).
@@ -135,33 +135,6 @@ fn advertise_http3(shared: &Shared, version: Version, headers: &mut HeaderMap) {
     }
 }
 
-/// Where a request comes from.
-enum Caller<'a> {
-    /// A client's connection.
-    Client(&'a ClientConnection),
-    /// The program that the stub is a part of.
-    Program(Errand<'a>),
-}
-
-/// In whose name, and to which cluster, a program makes a request whose path is the one there.
-#[derive(Debug)]
-pub struct Errand<'a> {
-    /// The user.
-    pub identity: Identity,
-    /// The cluster.
-    pub cluster: &'a ClusterId,
-}
-
-/// Who makes a request, and where it goes.
-struct Asked {
-    route: Route,
-    identity: Identity,
-    /// `None` where no client has presented any.
-    credentials: Option<Arc<Credentials>>,
-    cluster_token: Option<BearerToken>,
-    client_address: Option<IpAddr>,
-}
-
 /// What a request is answered with.
 enum Answer {
     Tunnelled(Response<()>, AnswerRest),
@@ -192,10 +165,8 @@ where
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
-    let Asked { route, identity, credentials, cluster_token, client_address } = match caller {
-        Caller::Client(connection) => asked_by_client(shared, connection, &mut parts, record).await?,
-        Caller::Program(errand) => asked_by_program(errand, &parts, record)?,
-    };
+    let Asked { route, identity, credentials, cluster_token, client_address } =
+        caller.asks(shared, &mut parts, record).await?;
     if !shared.clusters.contains(&route.cluster).await {
         return Err(Status::unknown_cluster(&route.cluster));
     }
@@ -248,52 +219,6 @@ where
     passed_on(exchange, open, &route, &method, upgrade, on_upgrade, &shared.drain).await
 }
 
-impl Caller<'_> {
-    /// Whether the stub still takes requests from here.
-    fn let_in(&self, shared: &Shared) -> Result<(), Status> {
-        match self {
-            Self::Client(connection) => connection.let_in(),
-            Self::Program(_) if shared.drain.is_closing() => Err(Status::draining()),
-            Self::Program(_) => Ok(()),
-        }
-    }
-}
-
-async fn asked_by_client(
-    shared: &Shared,
-    connection: &ClientConnection,
-    parts: &mut Parts,
-    record: &mut RequestRecord,
-) -> Result<Asked, Status> {
-    let credentials = Arc::new(credentials(connection, &mut parts.headers)?);
-    let user = authenticate(&*shared.authenticator, &credentials)
-        .await
-        .map_err(|status| shared.limits.unauthenticated(connection.address.ip(), status))?;
-    record.set_user(&user.identity);
-    // Set already by an earlier request on the same connection.
-    let _ = connection.authenticated.set(());
-    let route = Route::of(parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
-    record.set_target(&route.cluster, route.target.as_str());
-    Ok(Asked {
-        route,
-        identity: user.identity,
-        cluster_token: cluster_token(&credentials, user.by),
-        credentials: Some(credentials),
-        client_address: Some(connection.address.ip().to_canonical()),
-    })
-}
-
-fn asked_by_program(errand: Errand<'_>, parts: &Parts, record: &mut RequestRecord) -> Result<Asked, Status> {
-    let Errand { identity, cluster } = errand;
-    record.set_user(&identity);
-    let route = Route::to(cluster.clone(), parts)?;
-    record.set_target(&route.cluster, route.target.as_str());
-    if parts.headers.contains_key(UPGRADE) {
-        return Err(Status::bad_request("a program cannot upgrade a request: that needs a client's connection"));
-    }
-    Ok(Asked { route, identity, credentials: None, cluster_token: None, client_address: None })
-}
-
 /// Waits until a request has to end.
 async fn ending_of(open: &OpenRequest) -> Ending {
     open.wait_for_ending().await;
@@ -309,33 +234,6 @@ fn attributes(head: &RequestHead, cluster: &ClusterId, request: RequestInfo) -> 
         cluster: cluster.clone(),
         request,
     }
-}
-
-/// What the client authenticates with. The token is taken out of the headers.
-fn credentials(connection: &ClientConnection, headers: &mut HeaderMap) -> Result<Credentials, Status> {
-    let token = take_bearer_token(headers).map_err(|error| Status::bad_request(error.to_string()))?;
-    Ok(Credentials::new(connection.certificate.clone(), token))
-}
-
-async fn authenticate(authenticator: &dyn Authenticator, credentials: &Credentials) -> Result<Vouched, Status> {
-    match authenticator.authenticate(credentials).await {
-        Ok(Some(user)) => Ok(user),
-        Ok(None) => Err(Status::unauthorized()),
-        Err(NotVouched::Refused(why)) => {
-            // Whoever it is need not know.
-            tracing::info!("credentials were refused: {why}");
-            Err(Status::unauthorized())
-        }
-        Err(NotVouched::CannotTell(why)) => {
-            tracing::warn!("a user could not be authenticated: {why}");
-            Err(Status::not_authenticated_now())
-        }
-    }
-}
-
-/// A token that did not authenticate: the user's own for the cluster. Only pass-through agents ever get it.
-fn cluster_token(credentials: &Credentials, proof: Proof) -> Option<BearerToken> {
-    credentials.token().filter(|_| proof == Proof::Certificate).cloned()
 }
 
 /// Takes a place for the request, or refuses it because its user or its cluster has too many.
