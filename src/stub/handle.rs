@@ -53,7 +53,8 @@ impl StubHandle {
     ///
     /// It takes the way of a client's request: the authorizer decides, limits hold, audit log, metrics and dashboard tell of
     /// it, with `::1` as its source; the agent's policy and the cluster's RBAC have their say. It ends when the authorizer takes
-    /// the right away or the stub stops. Dropping the body of the answer before its end cancels it.
+    /// the right away or the stub stops. Dropping the body of the answer before its end cancels it. Agents in pass-through mode
+    /// answer 401, because there is no token of the user's.
     ///
     /// # Errors
     ///
