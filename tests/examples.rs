@@ -53,10 +53,10 @@ fn check(name: &str, words: &[&str]) {
     }
 }
 
-/// Where `cargo test` puts it: beside the directory of the tests.
+/// Where `cargo test` without a choice of targets puts it, as `cargo build --examples` does: beside the directory of the tests.
 fn program(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let program = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
-    assert!(program.exists(), "there is no {}: `cargo test --test examples` needs `--examples`", program.display());
+    assert!(program.exists(), "there is no {}: `cargo build --examples` makes it", program.display());
     program
 }
