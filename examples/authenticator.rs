@@ -1,4 +1,4 @@
-//! Users of an organisation's own kind: here by badges, which are bearer tokens.
+//! Users as an organisation knows them: here a certificate says who it is, and a directory what groups they are in today.
 //!
 //! `cargo run --example authenticator`
 
@@ -7,47 +7,49 @@ mod support;
 use std::collections::HashMap;
 
 use qtunnel::demo::client::ClientError;
-use qtunnel::kube::kubeconfig::UserCredentials;
-use qtunnel::kube::user_token::TokenHash;
 use qtunnel::stub::Stub;
 use qtunnel::stub::authenticate::{Authenticating, Authenticator, Credentials, NotVouched, Proof, Vouched};
-use qtunnel::wire::BearerToken;
+use qtunnel::wire::Identity;
 
-/// Knows whose badge is whose. It keeps hashes: what leaks out of here opens no door.
+/// The groups of everybody in the organisation. One that is asked over the network would remember its answers for seconds, and
+/// bound how long it waits.
 #[derive(Debug)]
-struct Badges(HashMap<TokenHash, &'static str>);
+struct Directory(HashMap<&'static str, Vec<String>>);
 
-impl Authenticator for Badges {
+impl Directory {
+    fn look_up(&self, credentials: &Credentials) -> Result<Option<Vouched>, NotVouched> {
+        // TLS has verified it, and that the client has its key. Who presents something else is not for this directory to know.
+        let Some(certificate) = credentials.certificate() else { return Ok(None) };
+        let user = certificate.identity.user.as_str();
+        let groups = self.0.get(user).ok_or_else(|| NotVouched::Refused(format!("{user} has left")))?;
+        println!("directory: {user} is in {}", groups.join(", "));
+        let identity = Identity { groups: groups.clone(), ..Identity::named(user) };
+        Ok(Some(Vouched { identity, by: Proof::Certificate, until: Some(certificate.validity.not_after) }))
+    }
+}
+
+impl Authenticator for Directory {
     fn name(&self) -> &'static str {
-        "badges"
+        "directory"
     }
 
     fn authenticate<'a>(&'a self, credentials: &'a Credentials) -> Authenticating<'a> {
-        Box::pin(async move {
-            let Some(badge) = credentials.token_hash() else { return Ok(None) };
-            let user = self.0.get(badge).ok_or_else(|| NotVouched::Refused("nobody has this badge".to_owned()))?;
-            println!("badges: it is {user}");
-            Ok(Some(Vouched { identity: support::identity(user), by: Proof::Token, until: None }))
-        })
+        Box::pin(std::future::ready(self.look_up(credentials)))
     }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let site = support::Site::new()?;
-    let badges = ["badge-of-alice"].iter().filter_map(|badge| BearerToken::new(*badge));
-    let badges = Badges(badges.map(|badge| (TokenHash::of(&badge), "alice")).collect());
-    let stub = Stub::builder(site.config()?).authenticator(badges).bind().await?;
+    let directory = Directory(HashMap::from([("alice", support::identity("alice").groups)]));
+    let stub = Stub::builder(site.config()?).authenticator(directory).bind().await?;
     let tunnel = site.run(stub).await?;
 
-    let alice = tunnel.client(UserCredentials::Token("badge-of-alice")).await?;
-    println!("alice sees {} pods", support::count_of_items(&alice.get(support::PODS).await?)?);
-    let stranger = tunnel.client(UserCredentials::Token("found-on-the-floor")).await?;
-    match stranger.get(support::PODS).await {
-        Err(ClientError::Status { code, .. }) => println!("another badge: {code}"),
-        other => anyhow::bail!("another badge: {other:?}"),
+    let pods = tunnel.client_of("alice").await?.get(support::PODS).await?;
+    println!("alice sees {} pods", support::count_of_items(&pods)?);
+    match tunnel.client_of("bob").await?.get(support::PODS).await {
+        Err(ClientError::Status { code, .. }) => println!("bob, whose certificate is good: {code}"),
+        other => anyhow::bail!("bob is not in the directory: {other:?}"),
     }
-    // A certificate is nothing that these badges know of.
-    assert!(tunnel.client_of("carol").await?.get(support::PODS).await.is_err());
     tunnel.stop().await
 }

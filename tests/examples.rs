@@ -12,7 +12,7 @@ use support::process::{Input, Process};
 const EXAMPLES: [(&str, &[&str]); 9] = [
     ("agent_selector", &["selector: ", " of 2 agents of demo", " has served 3 requests", " has served 0 requests"]),
     ("audit_sink", &["audit: RequestReceived alice list ", "audit: ResponseComplete alice list "]),
-    ("authenticator", &["badges: it is alice", "alice sees ", "another badge: 401 Unauthorized"]),
+    ("authenticator", &["directory: alice is in ", "alice sees ", "bob, whose certificate is good: 401 Unauthorized"]),
     (
         "authorizer",
         &[

@@ -145,18 +145,13 @@ impl Tunnel {
         let authority = self.site.keys.user_authority();
         let certificate = authority.issue_user(user, &[USERS.to_owned()], PATIENCE, SystemTime::now())?;
         let (chain, key) = (certificate.certificate_pem(), certificate.key_pem());
-        self.client(UserCredentials::ClientCertificate { chain: &chain, key: &key }).await
-    }
-
-    /// A client of the stub with these credentials.
-    pub async fn client(&self, credentials: UserCredentials<'_>) -> anyhow::Result<Client> {
         let kubeconfig = render(&KubeconfigSpec {
             cluster: "demo",
             server: &format!("https://{}/clusters/{}", self.address, cluster()),
             certificate_authority: Some(&self.site.keys.server_authority().certificate_pem()),
             tls_server_name: None,
-            user: "user",
-            credentials,
+            user,
+            credentials: UserCredentials::ClientCertificate { chain: &chain, key: &key },
             namespace: None,
         });
         let path: PathBuf = self.site.directory.path().join("kubeconfig.yaml");
