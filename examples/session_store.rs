@@ -18,13 +18,16 @@ const PER_AGENT: usize = 8;
 /// Agents. Those beyond them reconnect a round trip slower.
 const AGENTS: usize = 10_000;
 
-/// Sessions, the oldest of each agent first. After a restart there are none, which no agent minds much; two stubs with such a
-/// store share none, so no session can be used at both.
+/// The sessions of each agent, the oldest first.
+type Sessions = HashMap<AgentIdentity, VecDeque<(SessionId, Session)>>;
+
+/// After a restart there are none, which no agent minds much; two stubs with such a store share none, so no session can be used
+/// at both.
 #[derive(Debug, Clone, Default)]
-struct InMemory(Arc<Mutex<HashMap<AgentIdentity, VecDeque<(SessionId, Session)>>>>);
+struct InMemory(Arc<Mutex<Sessions>>);
 
 impl InMemory {
-    fn lock(&self) -> MutexGuard<'_, HashMap<AgentIdentity, VecDeque<(SessionId, Session)>>> {
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
