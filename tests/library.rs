@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy};
-use qtunnel::carrier::QuicSettings;
-use qtunnel::kube::impersonation::ImpersonationPolicy;
+use bytes::Bytes;
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request, StatusCode};
+use http_body_util::Empty;
+use qtunnel::agent::{Agent, CarrierChoice, CarrierSettings, ForwardPolicy};
+use qtunnel::kube::Status;
 use qtunnel::kube::kubeconfig::{Credentials, Upstream};
 use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::{DialError, KnownClusters, Stub, StubConfig, StubHandle};
-use qtunnel::wire::{AuthMode, ClusterId};
+use qtunnel::wire::{ClusterId, Identity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -90,6 +93,28 @@ async fn where_nobody_listens_the_program_is_told() {
     assert!(matches!(error, DialError::Unreachable(_)) && error.to_string().contains(&address), "{error}");
 }
 
+#[tokio::test]
+async fn a_request_of_the_program_is_authorized_like_that_of_a_client() {
+    let tunnel = Tunnel::start(CarrierChoice::Quic, &[]).await;
+    let refused = tunnel.request(&tunnel.cluster, get("/api/v1/pods")).await;
+    assert_eq!(refused.code(), StatusCode::FORBIDDEN);
+    assert!(refused.message().contains("User \"alice\" cannot list resource \"pods\""), "{refused}");
+    let unknown = tunnel.request(&"other".parse().unwrap(), get("/api/v1/pods")).await;
+    assert_eq!(unknown.code(), StatusCode::NOT_FOUND, "{unknown}");
+    let ambiguous = tunnel.request(&tunnel.cluster, get("/api/../apis")).await;
+    assert_eq!(ambiguous.code(), StatusCode::BAD_REQUEST, "{ambiguous}");
+}
+
+#[tokio::test]
+async fn a_program_cannot_upgrade_a_request() {
+    let tunnel = Tunnel::start(CarrierChoice::Quic, &[]).await;
+    let mut exec = get("/api/v1/namespaces/demo/pods/web/exec?command=sh");
+    exec.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    exec.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let refused = tunnel.request(&tunnel.cluster, exec).await;
+    assert_eq!(refused.code(), StatusCode::BAD_REQUEST, "{refused}");
+}
+
 /// A stub and an agent in this process.
 struct Tunnel {
     handle: StubHandle,
@@ -105,20 +130,14 @@ impl Tunnel {
         let cluster: ClusterId = "prod".parse().unwrap();
         let (stub, keys) = stub(&directory.path().join("stub"), &cluster).await;
         let token = keys.tokens().create(&cluster, Duration::from_secs(600), 1, SystemTime::now()).unwrap();
-        let agent = Agent::new(AgentConfig {
-            stubs: vec![stub.local_address().unwrap().to_string().parse().unwrap()],
-            token: Some(token),
-            state_dir: directory.path().join("agent"),
-            upstream: nowhere(),
-            auth_mode: AuthMode::Impersonate,
-            policy: ImpersonationPolicy::default(),
-            forward: ForwardPolicy { allow: allowed.iter().map(|pattern| pattern.parse().unwrap()).collect() },
-            carrier: CarrierSettings { choice: carrier, ..CarrierSettings::default() },
-            quic: QuicSettings::default(),
-            drain_timeout: Duration::ZERO,
-            response_timeout: PATIENCE,
-            otlp_endpoint: None,
-        });
+        let stubs = vec![stub.local_address().unwrap().to_string().parse().unwrap()];
+        let agent = Agent::builder(stubs, directory.path().join("agent"), nowhere())
+            .token(token)
+            .forward(ForwardPolicy { allow: allowed.iter().map(|pattern| pattern.parse().unwrap()).collect() })
+            .carrier(CarrierSettings { choice: carrier, ..CarrierSettings::default() })
+            .drain_timeout(Duration::ZERO)
+            .response_timeout(PATIENCE)
+            .build();
         let (handle, shutdown) = (stub.handle(), CancellationToken::new());
         tokio::spawn(stub.run(shutdown.clone()));
         tokio::spawn(agent.unwrap().run(shutdown.clone()));
@@ -136,6 +155,11 @@ impl Tunnel {
     async fn dial(&self, address: &str) -> Result<qtunnel::carrier::StreamSocket, DialError> {
         within(self.handle.dial(&self.cluster, "tcp", address)).await
     }
+
+    /// Makes a request in alice's name that the stub refuses.
+    async fn request(&self, cluster: &ClusterId, request: Request<Empty<Bytes>>) -> Status {
+        within(self.handle.request(cluster, Identity::named("alice"), request)).await.unwrap_err()
+    }
 }
 
 async fn stub(directory: &Path, cluster: &ClusterId) -> (Stub, StubKeys) {
@@ -147,6 +171,10 @@ async fn stub(directory: &Path, cluster: &ClusterId) -> (Stub, StubKeys) {
     let text = "listen = '127.0.0.1:0'\npublic_address = '127.0.0.1:0'\nauthorization = { mode = 'deny-all' }\n";
     std::fs::write(&settings, text).unwrap();
     (Stub::bind(StubConfig::load(&settings).unwrap()).await.unwrap(), keys)
+}
+
+fn get(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(path).body(Empty::new()).unwrap()
 }
 
 /// An API server that is not there: nothing here needs one.

@@ -5,11 +5,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy};
-use qtunnel::carrier::QuicSettings;
-use qtunnel::kube::impersonation::ImpersonationPolicy;
+use qtunnel::agent::{Agent, CarrierChoice, CarrierSettings};
 use qtunnel::kube::kubeconfig::{Credentials, Upstream};
-use qtunnel::wire::AuthMode;
 use rustix::process::Signal;
 use tokio::task::{JoinSet, block_in_place};
 use tokio_util::sync::CancellationToken;
@@ -40,21 +37,15 @@ impl Agents {
             insecure: false,
         };
         for number in 0..AGENTS {
-            let config = AgentConfig {
-                stubs: stubs.iter().map(|stub| stub.address.to_string().parse().unwrap()).collect(),
-                token: Some(token.parse().unwrap()),
-                state_dir: dir.path().join(number.to_string()),
-                upstream: upstream.clone(),
-                auth_mode: AuthMode::Impersonate,
-                policy: ImpersonationPolicy::default(),
-                forward: ForwardPolicy::default(),
-                carrier: CarrierSettings { choice: CarrierChoice::Quic, ..CarrierSettings::default() },
-                quic: QuicSettings::default(),
-                drain_timeout: Duration::from_secs(1),
-                response_timeout: Duration::from_secs(60),
-                otlp_endpoint: None,
-            };
-            let (agent, shutdown) = (Agent::new(config).unwrap(), shutdown.clone());
+            let stubs = stubs.iter().map(|stub| stub.address.to_string().parse().unwrap()).collect();
+            let agent = Agent::builder(stubs, dir.path().join(number.to_string()), upstream.clone())
+                .token(token.parse().unwrap())
+                .carrier(CarrierSettings { choice: CarrierChoice::Quic, ..CarrierSettings::default() })
+                .drain_timeout(Duration::from_secs(1))
+                .response_timeout(Duration::from_secs(60))
+                .build()
+                .unwrap();
+            let shutdown = shutdown.clone();
             running.spawn(async move { agent.run(shutdown).await.unwrap() });
         }
         Self { running, shutdown, dir }

@@ -15,14 +15,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use qtunnel::agent::{Agent, AgentConfig, CarrierSettings, ForwardPolicy};
-use qtunnel::carrier::QuicSettings;
+use qtunnel::agent::Agent;
 use qtunnel::demo::SampleCluster;
-use qtunnel::kube::impersonation::ImpersonationPolicy;
 use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::admin::AdminClient;
 use qtunnel::stub::{KnownClusters, Stub, StubConfig};
-use qtunnel::wire::{AuthMode, ClusterId};
+use qtunnel::wire::ClusterId;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -122,21 +120,13 @@ impl Tunnel {
         tokio::spawn(stub.run(shutdown.clone()));
 
         let token = keys.tokens().create(&id, Duration::from_secs(600), 1, now).unwrap();
-        let agent = Agent::new(AgentConfig {
-            stubs: vec![stub_address.to_string().parse().unwrap()],
-            token: Some(token),
-            state_dir: directory.path().join("agent"),
-            upstream: upstream.clone(),
-            auth_mode: AuthMode::Impersonate,
-            policy: ImpersonationPolicy::default(),
-            carrier: CarrierSettings::default(),
-            quic: QuicSettings::default(),
-            drain_timeout: Duration::ZERO,
-            forward: ForwardPolicy::default(),
-            response_timeout: Duration::from_secs(60),
-            otlp_endpoint: None,
-        })
-        .unwrap();
+        let stubs = vec![stub_address.to_string().parse().unwrap()];
+        let agent = Agent::builder(stubs, directory.path().join("agent"), upstream.clone())
+            .token(token)
+            .drain_timeout(Duration::ZERO)
+            .response_timeout(Duration::from_secs(60))
+            .build()
+            .unwrap();
         tokio::spawn(agent.run(shutdown.clone()));
         wait_for_agent(&admin_socket).await;
 

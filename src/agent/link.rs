@@ -204,7 +204,7 @@ impl<'a> Link<'a> {
             let (attempt, what) = tokio::select! {
                 () = leave => {
                     let (dialer, greeting) = (self.dialer()?, self.greeting()?);
-                    let attempt = dialer.dial(&greeting.words).await;
+                    let attempt = answered(&dialer, &greeting).await;
                     (attempt.map(|dialled| Successor::Elsewhere((dialled, greeting))), "no other stub answers")
                 }
                 () = probe, if may_move_to_quic => {
@@ -344,6 +344,13 @@ async fn answered_elsewhere(
             Successor::Better((connection.into(), greeting), "QUIC does not get through any more; moved to TCP")
         }
     }))
+}
+
+/// Dials where somebody answers: an attempt that the old stub refuses, because it is about to stop, must not cost a session
+/// that its successor could resume.
+async fn answered(dialer: &Dialer, greeting: &Greeting) -> Result<Dialled, DialError> {
+    dialer.probe().await?.close(ErrorCode::NoError, "somebody answers");
+    dialer.dial(&greeting.words).await
 }
 
 /// Has sessions to resume although the connection lives for longer than they do: TLS gives them out with a handshake alone.

@@ -5,6 +5,7 @@
 mod access;
 mod address;
 mod backoff;
+mod builder;
 mod dial;
 mod forward;
 mod join;
@@ -29,52 +30,23 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressError, StubAddress};
+pub use builder::AgentBuilder;
 pub use dial::{CarrierChoice, CarrierSettings, DialError};
 pub use forward::{AddressPattern, ForwardPolicy, InvalidAddressPattern};
 pub use join::JoinError;
 pub use proxy::{Proxy, ProxyError, ProxySettings};
 pub use upstream::UpstreamConfigError;
 
-use crate::carrier::QuicSettings;
-use crate::kube::impersonation::ImpersonationPolicy;
 use crate::kube::kubeconfig::Upstream as UpstreamConfig;
 use crate::pki::{AgentCredentials, AgentState, AgentStateError, JoinToken, TlsError};
-use crate::trace::{Exporter, OtlpEndpoint, Tracer};
-use crate::wire::{AuthMode, WireError};
+use crate::trace::{Exporter, Tracer};
+use crate::wire::WireError;
 use backoff::Backoff;
+use builder::AgentConfig;
 use link::LinkContext;
 use shared::Shared;
 use stubs::Stubs;
 use upstream::{Health, Upstream, watch_health};
-
-/// What an agent needs to know.
-#[derive(Debug, Clone)]
-pub struct AgentConfig {
-    /// Where stubs are. They may name others; the agent is connected to all of them.
-    pub stubs: Vec<StubAddress>,
-    /// What the agent joins with. Not needed once it has joined.
-    pub token: Option<JoinToken>,
-    /// Where the agent keeps its key and certificate.
-    pub state_dir: PathBuf,
-    /// The API server of its cluster.
-    pub upstream: UpstreamConfig,
-    /// How it makes requests.
-    pub auth_mode: AuthMode,
-    /// Whom it acts as.
-    pub policy: ImpersonationPolicy,
-    /// Where it connects to besides its API server.
-    pub forward: ForwardPolicy,
-    /// How it chooses its carrier.
-    pub carrier: CarrierSettings,
-    /// The QUIC settings; connections over TCP are set up alike.
-    pub quic: QuicSettings,
-    /// How long requests may take to end when the agent stops.
-    pub drain_timeout: Duration,
-    /// How long the API server may take to begin an answer, unless the request is long-running.
-    pub response_timeout: Duration,
-    /// The OpenTelemetry collector that takes spans of requests; `None` to make none.
-    pub otlp_endpoint: Option<OtlpEndpoint>,
-}
 
 /// An agent that is ready to connect.
 #[derive(Debug)]
@@ -123,8 +95,13 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 impl Agent {
-    /// Prepares everything; nothing is dialled yet.
-    pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
+    /// Sets up an agent that is connected to `stubs` (they may name others), keeps its key and certificate in `state_dir`, and
+    /// makes requests at the API server `upstream`.
+    pub fn builder(stubs: Vec<StubAddress>, state_dir: impl Into<PathBuf>, upstream: UpstreamConfig) -> AgentBuilder {
+        AgentBuilder::new(stubs, state_dir.into(), upstream)
+    }
+
+    fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let state = Arc::new(AgentState::open(&config.state_dir)?);
         let (tracer, exporter) =
             config.otlp_endpoint.clone().map(|endpoint| Tracer::new("qtunnel-agent", endpoint)).unzip();

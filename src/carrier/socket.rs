@@ -28,10 +28,13 @@ pub struct StreamSocket {
 enum Sender {
     Idle(FrameSender),
     /// A write goes on when the next one is tried, as that of a buffered writer does.
-    Writing(Pin<Box<dyn Future<Output = (FrameSender, Result<(), StreamWriteError>)> + Send>>),
+    Writing(Write),
     /// Shut down, or failed.
     Ended,
 }
+
+/// A write, which gives the sender back.
+type Write = Pin<Box<dyn Future<Output = (FrameSender, Result<(), StreamWriteError>)> + Send>>;
 
 /// What one write takes at once, in bytes: it is copied, because the stream sends it later.
 const PIECE: usize = 64 * 1024;

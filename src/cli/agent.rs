@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::args::{AgentArgs, AgentAuth, AgentCarrier, UpstreamArgs};
 use super::{CommandResult, shutdown_on_signal};
 use crate::agent::{
-    AddressError, AddressPattern, Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, ProxySettings,
+    AddressError, AddressPattern, Agent, AgentBuilder, CarrierChoice, CarrierSettings, ForwardPolicy, ProxySettings,
     StubAddress,
 };
 use crate::carrier::{CongestionControl, QuicSettings};
@@ -23,9 +23,9 @@ use crate::wire::AuthMode;
 
 /// Runs an agent.
 pub async fn run(args: AgentArgs) -> CommandResult {
-    let config = settings(args)?;
+    let agent = settings(args)?.build()?;
     let shutdown = shutdown_on_signal()?;
-    Agent::new(config)?.run(shutdown).await?;
+    agent.run(shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -79,7 +79,7 @@ impl StubList {
 }
 
 /// Flags and environment over the settings file.
-fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
+fn settings(args: AgentArgs) -> anyhow::Result<AgentBuilder> {
     let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let stubs = if args.stub.is_empty() { file.stub.parse()? } else { args.stub };
     if stubs.is_empty() {
@@ -99,43 +99,59 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentConfig> {
     let mut policy = ImpersonationPolicy::default();
     policy.users.deny.extend(args.deny_user.into_iter().chain(file.deny_user));
     policy.groups.deny.extend(args.deny_group.into_iter().chain(file.deny_group));
-    let duration = |flag: Option<SignedDuration>, key: Option<SignedDuration>, default: Duration| {
-        flag.or(key).map_or(default, |duration| duration.unsigned_abs())
-    };
-    let quic = QuicSettings::default();
+    let carrier = CarrierSettings::default();
     let carrier = CarrierSettings {
         choice: match args.carrier.or(file.carrier) {
             Some(AgentCarrier::Quic) => CarrierChoice::Quic,
             Some(AgentCarrier::Tcp) => CarrierChoice::Tcp,
-            Some(AgentCarrier::Auto) | None => CarrierChoice::Auto,
+            Some(AgentCarrier::Auto) => CarrierChoice::Auto,
+            None => carrier.choice,
         },
-        probe_interval: duration(args.probe_interval, file.probe_interval, CarrierSettings::default().probe_interval),
+        probe_interval: args.probe_interval.or(file.probe_interval).map_or(carrier.probe_interval, unsigned),
         proxy: ProxySettings::from_environment()?,
     };
-    Ok(AgentConfig {
-        stubs,
-        carrier,
-        token: args.token.or(token),
-        state_dir: args
-            .state_dir
-            .or(file.state_dir)
-            .context("--state-dir DIR is missing: where may the agent keep its key?")?,
-        upstream: upstream_of(&upstream)?,
-        auth_mode: match args.auth.or(file.auth) {
-            Some(AgentAuth::Passthrough) => AuthMode::PassThrough,
-            Some(AgentAuth::Impersonate) | None => AuthMode::Impersonate,
-        },
-        policy,
-        forward: ForwardPolicy { allow: args.allow_dial.into_iter().chain(file.allow_dial).collect() },
-        drain_timeout: duration(args.drain_timeout, file.drain_timeout, Duration::from_secs(30)),
-        response_timeout: duration(args.response_timeout, file.response_timeout, Duration::from_secs(300)),
-        otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),
-        quic: QuicSettings {
-            idle_timeout: duration(args.idle_timeout, file.idle_timeout, quic.idle_timeout),
-            congestion: args.congestion.or(file.congestion).unwrap_or_default(),
-            ..quic
-        },
-    })
+    let quic = QuicSettings::default();
+    let quic = QuicSettings {
+        idle_timeout: args.idle_timeout.or(file.idle_timeout).map_or(quic.idle_timeout, unsigned),
+        congestion: args.congestion.or(file.congestion).unwrap_or(quic.congestion),
+        ..quic
+    };
+    let state_dir = args.state_dir.or(file.state_dir);
+    let state_dir = state_dir.context("--state-dir DIR is missing: where may the agent keep its key?")?;
+    let mut agent = Agent::builder(stubs, state_dir, upstream_of(&upstream)?)
+        .policy(policy)
+        .forward(ForwardPolicy { allow: args.allow_dial.into_iter().chain(file.allow_dial).collect() })
+        .carrier(carrier)
+        .quic(quic);
+    if let Some(token) = args.token.or(token) {
+        agent = agent.token(token);
+    }
+    if let Some(auth) = args.auth.or(file.auth) {
+        agent = agent.auth_mode(auth.into());
+    }
+    if let Some(timeout) = args.drain_timeout.or(file.drain_timeout) {
+        agent = agent.drain_timeout(unsigned(timeout));
+    }
+    if let Some(timeout) = args.response_timeout.or(file.response_timeout) {
+        agent = agent.response_timeout(unsigned(timeout));
+    }
+    if let Some(endpoint) = args.otlp_endpoint.or(file.otlp_endpoint) {
+        agent = agent.otlp_endpoint(endpoint);
+    }
+    Ok(agent)
+}
+
+impl From<AgentAuth> for AuthMode {
+    fn from(auth: AgentAuth) -> Self {
+        match auth {
+            AgentAuth::Impersonate => Self::Impersonate,
+            AgentAuth::Passthrough => Self::PassThrough,
+        }
+    }
+}
+
+fn unsigned(duration: SignedDuration) -> Duration {
+    duration.unsigned_abs()
 }
 
 fn read_file(path: &Path) -> anyhow::Result<AgentFile> {

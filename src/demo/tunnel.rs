@@ -13,17 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{SampleCluster, SampleClusterError, USERS};
 use super::scratch::ScratchDirectory;
-use crate::agent::{AddressError, Agent, AgentConfig, AgentError, CarrierSettings, ForwardPolicy};
-use crate::carrier::QuicSettings;
-use crate::kube::impersonation::ImpersonationPolicy;
+use crate::agent::{AddressError, Agent, AgentError};
 use crate::kube::kubeconfig::{KubeconfigSpec, Upstream, UserCredentials, render};
 use crate::pki::{
-    AuthorityError, DirectoryStore, FileError, HostName, JoinToken, StoreError, StubKeys, StubKeysError, TokenError,
-    private_file,
+    AuthorityError, DirectoryStore, FileError, HostName, StoreError, StubKeys, StubKeysError, TokenError, private_file,
 };
 use crate::stub::admin::{AdminClient, StatusError};
 use crate::stub::{KnownClusters, StartError, Stub, StubConfig};
-use crate::wire::{AuthMode, ClusterId};
+use crate::wire::ClusterId;
 
 /// A stub, an agent that has joined it, and maybe a sample cluster behind the agent. Everything they keep is in one
 /// directory, which is removed with this.
@@ -133,9 +130,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stop may take altogether.
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long the API server may take to begin an answer: what `qtunnel agent` has as default.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
-
 impl DemoTunnel {
     /// Starts everything, the stub on `port` of loopback (0: the system chooses). The agent may still be joining when this
     /// returns. Call it within a tokio runtime.
@@ -164,7 +158,10 @@ impl DemoTunnel {
             DemoCluster::Sample => demo.start_sample().await?,
             DemoCluster::Real { upstream, .. } => upstream.as_ref().clone(),
         };
-        let agent = Agent::new(agent_config(address, token, demo.directory.path().join("agent"), upstream)?)?;
+        let agent = Agent::builder(vec![address.to_string().parse()?], demo.directory.path().join("agent"), upstream)
+            .token(token)
+            .drain_timeout(DRAIN_TIMEOUT)
+            .build()?;
         let shutdown = demo.agent_shutdown.clone();
         demo.parts.spawn(async move { ("agent", agent.run(shutdown).await.map_err(DemoError::from)) });
         let shutdown = demo.shutdown.clone();
@@ -304,26 +301,4 @@ fn kubeconfig(keys: &StubKeys, address: SocketAddr, cluster: &DemoCluster) -> Re
         },
         namespace,
     }))
-}
-
-fn agent_config(
-    stub: SocketAddr,
-    token: JoinToken,
-    state_dir: PathBuf,
-    upstream: Upstream,
-) -> Result<AgentConfig, AddressError> {
-    Ok(AgentConfig {
-        stubs: vec![stub.to_string().parse()?],
-        token: Some(token),
-        state_dir,
-        upstream,
-        auth_mode: AuthMode::Impersonate,
-        policy: ImpersonationPolicy::default(),
-        carrier: CarrierSettings::default(),
-        quic: QuicSettings::default(),
-        drain_timeout: DRAIN_TIMEOUT,
-        forward: ForwardPolicy::default(),
-        response_timeout: RESPONSE_TIMEOUT,
-        otlp_endpoint: None,
-    })
 }

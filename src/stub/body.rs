@@ -15,9 +15,13 @@ use super::record::RequestRecord;
 use super::registry::OpenStream;
 use crate::carrier::{ReceiveError, ReceivedBody};
 
-/// The body of an answer: the stub's own words, or what comes through the tunnel.
+/// The body of an answer: the stub's own words, or what comes through the tunnel as it comes. Dropping it before its end
+/// cancels the request; what breaks on the way is an error, never a clean end.
 #[derive(Debug)]
-pub enum AnswerBody {
+pub struct AnswerBody(Words);
+
+#[derive(Debug)]
+enum Words {
     /// The stub's own.
     Own(Full<Bytes>),
     /// From the cluster.
@@ -203,7 +207,13 @@ impl Drop for AbortOnDrop {
 
 impl From<Bytes> for AnswerBody {
     fn from(bytes: Bytes) -> Self {
-        Self::Own(Full::new(bytes))
+        Self(Words::Own(Full::new(bytes)))
+    }
+}
+
+impl From<TunnelledBody> for AnswerBody {
+    fn from(body: TunnelledBody) -> Self {
+        Self(Words::Tunnelled(Box::new(body)))
     }
 }
 
@@ -215,23 +225,23 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        match &mut *self {
-            Self::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
-            Self::Tunnelled(body) => body.poll(context),
+        match &mut self.0 {
+            Words::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Words::Tunnelled(body) => body.poll(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Own(body) => body.is_end_stream(),
-            Self::Tunnelled(body) => body.body.is_end_stream(),
+        match &self.0 {
+            Words::Own(body) => body.is_end_stream(),
+            Words::Tunnelled(body) => body.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Own(body) => body.size_hint(),
-            Self::Tunnelled(body) => body.body.size_hint(),
+        match &self.0 {
+            Words::Own(body) => body.size_hint(),
+            Words::Tunnelled(body) => body.body.size_hint(),
         }
     }
 }

@@ -68,8 +68,8 @@ pub struct Origin {
     pub started: Instant,
     /// The client's address.
     pub source: IpAddr,
-    /// What the user is known by.
-    pub credentials: Arc<Credentials>,
+    /// What the user is known by; `None` for one that the program of the stub vouches for.
+    pub credentials: Option<Arc<Credentials>>,
 }
 
 /// An open request as those see it who watch.
@@ -161,25 +161,28 @@ impl OpenRequests {
 
     /// Ends the requests of users who are not known any more, or are somebody else by now.
     async fn authenticate_again(&self, authenticator: &dyn Authenticator) {
-        let mut by_key: HashMap<CredentialKey, Vec<Arc<Entry>>> = HashMap::new();
+        let mut by_key: HashMap<CredentialKey, (Arc<Credentials>, Vec<Arc<Entry>>)> = HashMap::new();
         for entry in self.lock().values() {
-            by_key.entry(*entry.origin.credentials.key()).or_default().push(entry.clone());
-        }
-        let asking = stream::iter(by_key.into_values()).for_each_concurrent(CONCURRENCY, async |entries| {
-            let Some(credentials) = entries.first().map(|entry| entry.origin.credentials.clone()) else { return };
-            let answer = authenticator.authenticate(&credentials).await;
-            for entry in entries {
-                let user = &entry.attributes.user;
-                match &answer {
-                    Ok(Some(vouched)) if vouched.identity == *user => entry.known.renew(),
-                    Ok(Some(_)) => entry.revoke("the credentials stand for another user now".to_owned()),
-                    Ok(None) => entry.revoke("the credentials are not known any more".to_owned()),
-                    Err(NotVouched::Refused(why)) => entry.revoke(why.clone()),
-                    Err(NotVouched::CannotTell(_)) if entry.known.is_within(GRACE) => {}
-                    Err(NotVouched::CannotTell(why)) => entry.revoke(why.clone()),
-                }
+            if let Some(credentials) = &entry.origin.credentials {
+                let same = by_key.entry(*credentials.key()).or_insert_with(|| (credentials.clone(), Vec::new()));
+                same.1.push(entry.clone());
             }
-        });
+        }
+        let asking =
+            stream::iter(by_key.into_values()).for_each_concurrent(CONCURRENCY, async |(credentials, entries)| {
+                let answer = authenticator.authenticate(&credentials).await;
+                for entry in entries {
+                    let user = &entry.attributes.user;
+                    match &answer {
+                        Ok(Some(vouched)) if vouched.identity == *user => entry.known.renew(),
+                        Ok(Some(_)) => entry.revoke("the credentials stand for another user now".to_owned()),
+                        Ok(None) => entry.revoke("the credentials are not known any more".to_owned()),
+                        Err(NotVouched::Refused(why)) => entry.revoke(why.clone()),
+                        Err(NotVouched::CannotTell(_)) if entry.known.is_within(GRACE) => {}
+                        Err(NotVouched::CannotTell(why)) => entry.revoke(why.clone()),
+                    }
+                }
+            });
         asking.await;
     }
 
@@ -207,7 +210,7 @@ impl OpenRequests {
 
 impl Origin {
     /// Where the request of these facts came from.
-    pub fn of(facts: &RequestFacts, credentials: Arc<Credentials>) -> Self {
+    pub fn of(facts: &RequestFacts, credentials: Option<Arc<Credentials>>) -> Self {
         let RequestFacts { audit_id, received_at, started, source, .. } = facts;
         Self { audit_id: audit_id.clone(), received_at: *received_at, started: *started, source: *source, credentials }
     }
@@ -384,7 +387,7 @@ mod tests {
             received_at: Timestamp::now(),
             started: Instant::now(),
             source: IpAddr::from([192, 0, 2, 1]),
-            credentials: Arc::new(Credentials::new(None, BearerToken::new(user))),
+            credentials: Some(Arc::new(Credentials::new(None, BearerToken::new(user)))),
         };
         requests.open(attributes(user), origin, Meter::default())
     }
@@ -465,6 +468,15 @@ mod tests {
         requests.authenticate_again(&Register).await;
         assert!([&alice, &again, &carol].iter().all(|request| request.ending().is_none()));
         assert!([&mallory, &eve, &dave].iter().all(|request| request.ending().is_some()));
+    }
+
+    #[tokio::test]
+    async fn whom_the_program_vouches_for_no_authenticator_is_asked_about() {
+        let requests = Arc::new(OpenRequests::default());
+        let origin = Origin { credentials: None, ..open(&requests, "mallory").entry.origin.clone() };
+        let request = requests.open(attributes("mallory"), origin, Meter::default());
+        requests.authenticate_again(&Register).await;
+        assert_eq!(request.ending(), None);
     }
 
     #[tokio::test]

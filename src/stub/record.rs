@@ -8,6 +8,7 @@ use std::time::Instant;
 use http::header::{HeaderMap, USER_AGENT};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::activity::Activity;
 use super::audit::Trail;
@@ -33,6 +34,8 @@ pub struct RequestRecord {
     watchers: Watchers,
     /// Held for as long as the request goes on.
     place: Option<RequestPlace>,
+    /// Held likewise, where a stop would not wait for the request otherwise.
+    task: Option<TaskTrackerToken>,
 }
 
 /// Those who are told of every request.
@@ -132,7 +135,7 @@ impl RequestRecord {
             end: End::ClientGone,
             span: watchers.tracer.begin(SpanKind::Server, request.headers()),
         };
-        Self { facts, trail: Trail::default(), watchers: watchers.clone(), place: None }
+        Self { facts, trail: Trail::default(), watchers: watchers.clone(), place: None, task: None }
     }
 
     /// What is known so far.
@@ -169,6 +172,11 @@ impl RequestRecord {
     /// It takes a place among those that its user and its cluster may have, and gives it back at its end.
     pub fn admitted(&mut self, place: RequestPlace) {
         self.place = Some(place);
+    }
+
+    /// A stop waits for its end.
+    pub fn waited_for(&mut self, task: TaskTrackerToken) {
+        self.task = Some(task);
     }
 
     /// Whether it may be made.

@@ -1,19 +1,22 @@
 //! The life of a request at the stub, from top to bottom: [`serve`].
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::header::{
+    ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, UPGRADE,
+};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
-use super::authenticate::{Authenticator, Credentials, NotVouched, Proof, Vouched};
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, BoundedBody, ResumableWatch, TunnelledBody};
+use super::caller::{Asked, Caller, Errand};
 use super::dispatch::{Exchange, Outgoing, Retries, dispatch};
 use super::drain::Drain;
 use super::event_stream::EventStream;
@@ -28,12 +31,15 @@ use super::registry::OpenStream;
 use super::route::Route;
 use super::shared::Shared;
 use crate::carrier::{ReceivedBody, relay};
-use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade, take_bearer_token};
-use crate::wire::{AgentName, BearerToken, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
+use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
+use crate::wire::{AgentName, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
 /// Names the request in the stub's log, in the agent's and in the cluster's audit log; the API server adopts it
 /// (`apiserver/pkg/endpoints/filters/audit_init.go`).
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// Where the requests of the stub's own program come from, as those of the API server's own loopback client do.
+const THIS_PROCESS: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// How long a client may go on sending on an upgraded connection that the API server has ended.
 const LINGER: Duration = Duration::from_secs(30);
@@ -54,21 +60,10 @@ where
     let version = request.version();
     let mut record = RequestRecord::new(&request, connection.address.ip().to_canonical(), &shared.watchers);
     let audit_id = HeaderValue::try_from(&record.facts().audit_id);
-    let answer = answer(&shared, &connection, request, &mut record).await;
-    let mut response = match answer {
-        Ok(Answer::Tunnelled(head, rest)) => {
-            record.answered(GivenAnswer::Passed(head.status()), Some(rest.agent));
-            let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
-            head.map(|()| AnswerBody::Tunnelled(Box::new(body.resumable(rest.watch))))
-        }
-        Ok(Answer::Upgraded(head, upgraded)) => {
-            record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
-            shared.tasks.spawn(upgraded.run(record));
-            head.map(|()| AnswerBody::from(Bytes::new()))
-        }
+    let mut response = match answer(&shared, Caller::Client(&connection), request, &mut record).await {
+        Ok(answer) => given(&shared, answer, record),
         Err(status) => {
-            record.answered(GivenAnswer::Own(status.clone()), None);
-            record.complete();
+            refused(&mut record, &status);
             let answer = own_answer(status, version);
             record.facts().meter.count_own(usize::try_from(answer.body().size_hint().lower()).unwrap_or(usize::MAX));
             answer
@@ -85,10 +80,56 @@ where
     Ok(response)
 }
 
-/// Tells a client of HTTP/1.1 or HTTP/2 that there is HTTP/3 as well (RFC 7838). What an API server says about itself is not
-/// for clients of the stub.
+/// Makes one request of the program that the stub is a part of, for a user that it vouches for.
+///
+/// # Errors
+///
+/// What a client would have been answered by the stub itself. An upgrade is refused with a 400: it needs a client's connection.
+pub async fn serve_program<B>(
+    shared: &Shared,
+    errand: Errand<'_>,
+    request: Request<B>,
+) -> Result<Response<AnswerBody>, Status>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::fmt::Display + Send,
+{
+    let mut record = RequestRecord::new(&request, THIS_PROCESS, &shared.watchers);
+    // No connection stands for it among the tasks.
+    record.waited_for(shared.tasks.token());
+    match answer(shared, Caller::Program(errand), request, &mut record).await {
+        Ok(answer) => Ok(given(shared, answer, record)),
+        Err(status) => {
+            refused(&mut record, &status);
+            Err(status)
+        }
+    }
+}
+
+/// The answer of a cluster as it goes out. The record goes on with its body.
+fn given(shared: &Shared, answer: Answer, mut record: RequestRecord) -> Response<AnswerBody> {
+    match answer {
+        Answer::Tunnelled(head, rest) => {
+            record.answered(GivenAnswer::Passed(head.status()), Some(rest.agent));
+            let body = TunnelledBody::new(rest.body, rest.upload, rest.stream, rest.open, record);
+            head.map(|()| body.resumable(rest.watch).into())
+        }
+        Answer::Upgraded(head, upgraded) => {
+            record.answered(GivenAnswer::Passed(head.status()), Some(upgraded.agent.clone()));
+            shared.tasks.spawn(upgraded.run(record));
+            head.map(|()| Bytes::new().into())
+        }
+    }
+}
+
+/// The stub answers by itself.
+fn refused(record: &mut RequestRecord, status: &Status) {
+    record.answered(GivenAnswer::Own(status.clone()), None);
+    record.complete();
+}
+
+/// Tells a client of HTTP/1.1 or HTTP/2 that there is HTTP/3 as well (RFC 7838).
 fn advertise_http3(shared: &Shared, version: Version, headers: &mut HeaderMap) {
-    headers.remove(ALT_SVC);
     if let Some(alternative) = shared.http3_alternative.as_ref().filter(|_| version < Version::HTTP_3) {
         headers.insert(ALT_SVC, alternative.clone());
     }
@@ -111,7 +152,7 @@ struct AnswerRest {
 
 async fn answer<B>(
     shared: &Shared,
-    connection: &ClientConnection,
+    caller: Caller<'_>,
     mut request: Request<B>,
     record: &mut RequestRecord,
 ) -> Result<Answer, Status>
@@ -119,27 +160,19 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
 {
-    connection.let_in()?;
+    caller.let_in(shared)?;
     record.audit(shared.audit.begin().await?);
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
 
-    let credentials = Arc::new(credentials(connection, &mut parts.headers)?);
-    let user = authenticate(&*shared.authenticator, &credentials)
-        .await
-        .map_err(|status| shared.limits.unauthenticated(connection.address.ip(), status))?;
-    record.set_user(&user.identity);
-    // Set already by an earlier request on the same connection.
-    let _ = connection.authenticated.set(());
-
-    let route = Route::of(&parts, connection.server_name.as_deref(), shared.config.base_domain.as_deref())?;
-    record.set_target(&route.cluster, route.target.as_str());
+    let Asked { route, identity, credentials, cluster_token, client_address } =
+        caller.asks(shared, &mut parts, record).await?;
     if !shared.clusters.contains(&route.cluster).await {
         return Err(Status::unknown_cluster(&route.cluster));
     }
 
     let info = RequestInfo::new(&parts.method, &route.path).map_err(|error| Status::bad_request(error.to_string()))?;
-    let mut head = request_head(parts, &route, user.identity, connection, record.facts().audit_id.clone())?;
+    let mut head = request_head(parts, &route, identity, client_address, record.facts().audit_id.clone())?;
     match body.is_end_stream() {
         true => say_that_the_body_is_empty(&mut head),
         false => check_that_a_body_is_expected(&head)?,
@@ -150,7 +183,7 @@ where
     let (method, upgrade) = (head.method.clone(), head.upgrade);
 
     let meter = Meter::for_cluster(shared.watchers.metrics.bytes(&route.cluster));
-    let origin = Origin::of(record.facts(), credentials.clone());
+    let origin = Origin::of(record.facts(), credentials);
     let open = shared.open_requests.open(attributes(&head, &route.cluster, info), origin, meter);
     record.understood(&open).await?;
     admit(shared, open.attributes(), record)?;
@@ -161,7 +194,7 @@ where
         cluster: &route.cluster,
         info: &open.attributes().request,
         head,
-        cluster_token: cluster_token(&credentials, user.by),
+        cluster_token,
         body: BoundedBody::new(body, bound),
         meter: record.facts().meter.clone(),
         retries: Retries {
@@ -201,33 +234,6 @@ fn attributes(head: &RequestHead, cluster: &ClusterId, request: RequestInfo) -> 
         cluster: cluster.clone(),
         request,
     }
-}
-
-/// What the client authenticates with. The token is taken out of the headers.
-fn credentials(connection: &ClientConnection, headers: &mut HeaderMap) -> Result<Credentials, Status> {
-    let token = take_bearer_token(headers).map_err(|error| Status::bad_request(error.to_string()))?;
-    Ok(Credentials::new(connection.certificate.clone(), token))
-}
-
-async fn authenticate(authenticator: &dyn Authenticator, credentials: &Credentials) -> Result<Vouched, Status> {
-    match authenticator.authenticate(credentials).await {
-        Ok(Some(user)) => Ok(user),
-        Ok(None) => Err(Status::unauthorized()),
-        Err(NotVouched::Refused(why)) => {
-            // Whoever it is need not know.
-            tracing::info!("credentials were refused: {why}");
-            Err(Status::unauthorized())
-        }
-        Err(NotVouched::CannotTell(why)) => {
-            tracing::warn!("a user could not be authenticated: {why}");
-            Err(Status::not_authenticated_now())
-        }
-    }
-}
-
-/// A token that did not authenticate: the user's own for the cluster. Only pass-through agents ever get it.
-fn cluster_token(credentials: &Credentials, proof: Proof) -> Option<BearerToken> {
-    credentials.token().filter(|_| proof == Proof::Certificate).cloned()
 }
 
 /// Takes a place for the request, or refuses it because its user or its cluster has too many.
@@ -276,7 +282,7 @@ fn request_head(
     mut parts: Parts,
     route: &Route,
     identity: Identity,
-    connection: &ClientConnection,
+    client_address: Option<IpAddr>,
     audit_id: String,
 ) -> Result<RequestHead, Status> {
     let bad_request = |error: &dyn std::fmt::Display| Status::bad_request(error.to_string());
@@ -298,7 +304,7 @@ fn request_head(
         requested,
         bearer_token: None,
         upgrade,
-        client_address: Some(connection.address.ip().to_canonical()),
+        client_address,
     })
 }
 
@@ -338,6 +344,8 @@ async fn passed_on(
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
+    // Where else the API server can be reached is not for those who ask the stub.
+    response.headers_mut().remove(ALT_SVC);
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(upgrade), Some(mut sender)) = (upgrade, sender) else {
             return Err(Status::bad_gateway("the API server switched protocols without having been asked to"));
@@ -384,7 +392,7 @@ fn resumable_watch(
 
 fn write_upgrade(headers: &mut HeaderMap, upgrade: UpgradeProtocol) {
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(http::header::UPGRADE, HeaderValue::from_static(upgrade.as_str()));
+    headers.insert(UPGRADE, HeaderValue::from_static(upgrade.as_str()));
 }
 
 /// The agent has made every Location relative to the API server; here it becomes relative to the stub.

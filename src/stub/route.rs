@@ -44,6 +44,19 @@ impl Route {
             }
         };
         let cluster = id.parse().map_err(|_| no_cluster(raw))?;
+        Self::new(cluster, rest, prefix)
+    }
+
+    /// The route to `cluster` of a request whose path is the one there.
+    ///
+    /// # Errors
+    ///
+    /// 400 when the path could be read in two ways.
+    pub fn to(cluster: ClusterId, request: &Parts) -> Result<Self, Status> {
+        Self::new(cluster, request.uri.path_and_query().map_or("/", PathAndQuery::as_str), String::new())
+    }
+
+    fn new(cluster: ClusterId, rest: &str, prefix: String) -> Result<Self, Status> {
         let target = target(rest)?;
         let path = RequestPath::parse(target.as_str()).map_err(|error| Status::bad_request(error.to_string()))?;
         Ok(Self { cluster, target, path, prefix })

@@ -13,7 +13,7 @@ use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::drain::Drain;
-use super::election::Election;
+use super::election::{Election, Leadership};
 use super::limits::Limits;
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
@@ -35,8 +35,8 @@ pub struct Shared {
     pub config: StubConfig,
     /// Made when the process starts: by it agents know whether two addresses lead here.
     pub instance: u64,
-    /// Which stub leads.
-    pub election: Arc<dyn Election>,
+    /// Which stub leads; `None` where each does.
+    pub election: Option<Arc<dyn Election>>,
     /// Who users are.
     pub authenticator: Arc<dyn Authenticator>,
     /// What users may do.
@@ -75,6 +75,13 @@ pub struct Shared {
     pub tasks: TaskTracker,
     /// How far a stop has come.
     pub drain: Drain,
+}
+
+impl Shared {
+    /// Who leads, if there is an election.
+    pub fn leadership(&self) -> Option<Leadership> {
+        self.election.as_ref().map(|election| election.leadership().borrow().clone())
+    }
 }
 
 /// The clusters that somebody has made a join token for.

@@ -322,6 +322,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
     let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval, is_early));
+    shared.clusters.seen(&link.identity.cluster);
     if is_early {
         // Requests may go out with the stub's first packets: only who has the agent's session can read them.
         shared.registry.add_early(link.clone());

@@ -26,7 +26,7 @@ pub struct WebhookFile {
 pub struct WebhookFileError {
     name: &'static str,
     path: PathBuf,
-    why: Reason,
+    why: Box<Reason>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ impl WebhookFile {
     }
 
     fn failed(&self, why: impl Into<Reason>) -> WebhookFileError {
-        WebhookFileError { name: self.name, path: self.path.clone(), why: why.into() }
+        WebhookFileError { name: self.name, path: self.path.clone(), why: Box::new(why.into()) }
     }
 }
 

@@ -64,7 +64,7 @@ impl Meter<'_> {
 /// Where bytes come from.
 enum Source {
     Download(Incoming),
-    PortForward(WebSocket),
+    PortForward(Box<WebSocket>),
 }
 
 impl Source {
@@ -81,7 +81,7 @@ impl Source {
                     ensure!(number.len() == PORT_NUMBER, "the port was not forwarded");
                 }
                 socket.send(DATA, format!("{ENDLESS}\n").as_bytes()).await?;
-                Ok(Self::PortForward(socket))
+                Ok(Self::PortForward(Box::new(socket)))
             }
         }
     }

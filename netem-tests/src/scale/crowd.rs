@@ -4,12 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use qtunnel::agent::{Agent, AgentConfig, CarrierChoice, CarrierSettings, ForwardPolicy, StubAddress};
-use qtunnel::carrier::QuicSettings;
-use qtunnel::kube::impersonation::ImpersonationPolicy;
+use qtunnel::agent::{Agent, AgentError, CarrierChoice, CarrierSettings, StubAddress};
 use qtunnel::kube::kubeconfig::{Credentials, Upstream};
 use qtunnel::pki::JoinToken;
-use qtunnel::wire::AuthMode;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +34,7 @@ pub fn run_crowd(crowd: &Crowd) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut agents = JoinSet::new();
         for number in crowd.first..crowd.first + crowd.count {
-            let agent = Agent::new(config(crowd, number)).with_context(|| format!("agent {number}"))?;
+            let agent = agent(crowd, number).with_context(|| format!("agent {number}"))?;
             agents.spawn(agent.run(CancellationToken::new()));
         }
         while let Some(ended) = agents.join_next().await {
@@ -47,26 +44,21 @@ pub fn run_crowd(crowd: &Crowd) -> anyhow::Result<()> {
     })
 }
 
-fn config(crowd: &Crowd, number: usize) -> AgentConfig {
-    AgentConfig {
-        stubs: vec![crowd.stub.clone()],
-        token: crowd.tokens.get(number % crowd.tokens.len().max(1)).cloned(),
-        state_dir: crowd.directory.join(format!("agent-{number}")),
-        // Nobody listens there: what is measured is the stub.
-        upstream: Upstream {
-            server: http::Uri::from_static("http://127.0.0.1:1"),
-            certificate_authority: None,
-            server_name: None,
-            credentials: Credentials::Anonymous,
-            insecure: false,
-        },
-        auth_mode: AuthMode::Impersonate,
-        policy: ImpersonationPolicy::default(),
-        forward: ForwardPolicy::default(),
-        carrier: CarrierSettings { choice: CarrierChoice::Quic, ..CarrierSettings::default() },
-        quic: QuicSettings::default(),
-        drain_timeout: Duration::from_secs(1),
-        response_timeout: Duration::from_secs(60),
-        otlp_endpoint: None,
+fn agent(crowd: &Crowd, number: usize) -> Result<Agent, AgentError> {
+    // Nobody listens there: what is measured is the stub.
+    let upstream = Upstream {
+        server: http::Uri::from_static("http://127.0.0.1:1"),
+        certificate_authority: None,
+        server_name: None,
+        credentials: Credentials::Anonymous,
+        insecure: false,
+    };
+    let agent = Agent::builder(vec![crowd.stub.clone()], crowd.directory.join(format!("agent-{number}")), upstream)
+        .carrier(CarrierSettings { choice: CarrierChoice::Quic, ..CarrierSettings::default() })
+        .drain_timeout(Duration::from_secs(1))
+        .response_timeout(Duration::from_secs(60));
+    match crowd.tokens.get(number % crowd.tokens.len().max(1)) {
+        Some(token) => agent.token(token.clone()).build(),
+        None => agent.build(),
     }
 }

@@ -53,7 +53,7 @@ impl Activity {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).series(cluster)
     }
 
-    /// Takes a sample every [`INTERVAL`]; never ends.
+    /// Takes a sample every `INTERVAL`; never ends.
     pub async fn sample(&self, registry: &Registry) {
         let mut ticks = interval(INTERVAL);
         // After a pause of the whole process one sample tells of it, not a burst of them.

@@ -68,7 +68,7 @@ impl Admin {
             "/readyz" if self.shared.drain.is_announced() => {
                 return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
             }
-            "/readyz" if !self.shared.election.leadership().borrow().leads => {
+            "/readyz" if self.shared.leadership().is_some_and(|leadership| !leadership.leads) => {
                 return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "standing by: this stub does not lead"));
             }
             "/readyz" => return Ok(text(StatusCode::OK, "ok")),

@@ -112,15 +112,9 @@ pub(super) fn status_of(shared: &Shared, only: Option<&ClusterId>) -> StubStatus
         stub: shared.config.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: timestamp(shared.started_at),
-        election: shared.config.election.as_ref().map(|_| election_status(shared)),
+        election: shared.leadership().map(|Leadership { leads, leader }| ElectionStatus { leads, leader }),
         clusters: clusters.collect(),
     }
-}
-
-fn election_status(shared: &Shared) -> ElectionStatus {
-    let leadership = shared.election.leadership();
-    let Leadership { leads, leader } = leadership.borrow().clone();
-    ElectionStatus { leads, leader }
 }
 
 fn agent_status(link: &AgentLink) -> AgentStatus {

@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use super::OnFailure;
 
+/// Events that may wait to be written, unless the settings say otherwise.
+pub const DEFAULT_QUEUE_LENGTH: usize = 16_384;
+
 /// The audit log. Default: none.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "Document")]
@@ -124,7 +127,7 @@ impl TryFrom<Document> for AuditConfig {
         let on_failure = on_failure.ok_or(InvalidAuditConfig(
             "say what happens when the audit log cannot be written: on_failure = \"block\" or \"drop\"",
         ))?;
-        let queue_length = queue_length.unwrap_or(16_384);
+        let queue_length = queue_length.unwrap_or(DEFAULT_QUEUE_LENGTH);
         // A queue that is shorter could not hold the events of one request, or more than tokio's channel can count.
         if !(16..=1 << 24).contains(&queue_length) {
             return Err(InvalidAuditConfig("queue_length has to be 16 to 16777216"));

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-pub use config::{AuditConfig, InvalidAuditConfig, SinkConfig};
+pub use config::{AuditConfig, DEFAULT_QUEUE_LENGTH, InvalidAuditConfig, SinkConfig};
 pub use event::{AuditEvent, Stage};
 pub use file::FileSink;
 pub use stdout::StdoutSink;

@@ -5,7 +5,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::kube::{RequestInfo, RequestPath};
-use crate::stub::authenticate::Credentials;
 use crate::stub::authorize::{Decision, OwnedAttributes};
 use crate::stub::meter::Meter;
 use crate::stub::open_requests::{OpenRequests, Origin};
@@ -60,8 +59,7 @@ async fn make(log: &AuditLog, target: &str, answer: GivenAnswer) -> Result<(), S
     record.set_target(&attributes.cluster, target);
     let attributes = Arc::unwrap_or_clone(attributes);
     let requests = Arc::new(OpenRequests::default());
-    let open =
-        requests.open(attributes, Origin::of(record.facts(), Arc::new(Credentials::new(None, None))), Meter::default());
+    let open = requests.open(attributes, Origin::of(record.facts(), None), Meter::default());
     record.understood(&open).await?;
     record.decided(Decision::Allow("rule 1".into()));
     record.answered(answer, Some("agent-1".parse().unwrap()));

@@ -17,7 +17,7 @@ use crate::stub::reload::Reload;
 #[derive(Debug)]
 pub struct Authentication {
     /// Whom to ask.
-    pub chain: Arc<Chain>,
+    pub authenticator: Arc<dyn Authenticator>,
     /// What TLS asks about client certificates.
     pub verifier: Arc<dyn ClientCertVerifier>,
     /// What has to be followed for changes to be seen.
@@ -45,12 +45,14 @@ pub enum AuthenticationError {
 }
 
 impl Authentication {
-    /// Reads every file that the settings name. `users` is the stub's own authority of users, `agents` that of agents.
+    /// Reads every file that the settings name. `users` is the stub's own authority of users, `agents` that of agents. With
+    /// `instead`, nobody else is asked, and the files of the others are not read.
     ///
     /// # Errors
     /// A file cannot be used.
     pub fn load(
         config: &AuthenticationConfig,
+        instead: Option<Arc<dyn Authenticator>>,
         users: &CertificateDer<'static>,
         agents: &CertificateDer<'static>,
     ) -> Result<Self, AuthenticationError> {
@@ -59,17 +61,14 @@ impl Authentication {
         let certificates = ClientCertificates::load(users.clone(), agents.clone(), authorities, lists, names.clone())?;
         let verifier = certificates.verifier();
         let mut built = Built { files: vec![certificates.file()], authenticators: Vec::new() };
-        for method in config.order() {
-            built.add(*method, config, &certificates, &names)?;
+        match instead {
+            Some(authenticator) => built.authenticators.push(authenticator),
+            None => built.add_all(config, &certificates, &names)?,
         }
-        let Built { mut files, mut authenticators } = built;
-        if config.anonymous {
-            tracing::warn!("whoever presents no credentials is let in as system:anonymous (`anonymous = true`)");
-            authenticators.push(Arc::new(Anonymous));
-        }
+        let Built { mut files, authenticators } = built;
         let revoked = config.revocation_file.as_deref().map(RevocationList::load).transpose()?;
         files.extend(revoked.as_ref().map(RevocationList::file));
-        Ok(Self { chain: Arc::new(Chain::new(authenticators, revoked)), verifier, files })
+        Ok(Self { authenticator: Arc::new(Chain::new(authenticators, revoked)), verifier, files })
     }
 }
 
@@ -79,6 +78,23 @@ struct Built {
 }
 
 impl Built {
+    /// Adds everybody who is configured.
+    fn add_all(
+        &mut self,
+        config: &AuthenticationConfig,
+        certificates: &ClientCertificates,
+        names: &SystemNames,
+    ) -> Result<(), AuthenticationError> {
+        for method in config.order() {
+            self.add(*method, config, certificates, names)?;
+        }
+        if config.anonymous {
+            tracing::warn!("whoever presents no credentials is let in as system:anonymous (`anonymous = true`)");
+            self.authenticators.push(Arc::new(Anonymous));
+        }
+        Ok(())
+    }
+
     /// Adds a method, if it is configured.
     fn add(
         &mut self,

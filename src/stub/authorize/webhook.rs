@@ -38,9 +38,11 @@ pub struct AccessWebhook {
     file: Arc<Followed<WebhookFile>>,
     settings: Arc<AccessWebhookSettings>,
     policy: Option<PolicyFile>,
-    /// By the question and the state of the file.
-    opinions: Arc<AnswerCache<([u8; 32], u64), Result<Opinion, CannotDecide>>>,
+    opinions: Arc<AnswerCache<QuestionKey, Result<Opinion, CannotDecide>>>,
 }
+
+/// The digest of a question, and the state of the file that says whom to ask.
+type QuestionKey = ([u8; 32], u64);
 
 /// How an [`AccessWebhook`] is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]

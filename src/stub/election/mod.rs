@@ -27,7 +27,7 @@ pub struct Leadership {
     pub leader: Option<String>,
 }
 
-/// An election among stubs. There is [`Alone`] and [`LeaseElection`].
+/// An election among stubs. There is [`LeaseElection`]; a stub without an election always leads.
 pub trait Election: fmt::Debug + Send + Sync {
     /// Who leads, now and whenever that changes.
     fn leadership(&self) -> watch::Receiver<Leadership>;
@@ -35,24 +35,4 @@ pub trait Election: fmt::Debug + Send + Sync {
     /// Stands for election until `shutdown`, then hands over. Called once. Has to step down by itself when it can no longer
     /// know whether somebody else leads.
     fn campaign(&self, shutdown: CancellationToken) -> BoxFuture<'_, ()>;
-}
-
-/// No election: the stub leads.
-#[derive(Debug)]
-pub struct Alone(watch::Sender<Leadership>);
-
-impl Default for Alone {
-    fn default() -> Self {
-        Self(watch::Sender::new(Leadership { leads: true, leader: None }))
-    }
-}
-
-impl Election for Alone {
-    fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.0.subscribe()
-    }
-
-    fn campaign(&self, _shutdown: CancellationToken) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
 }

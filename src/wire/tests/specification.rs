@@ -52,7 +52,9 @@ fn the_specification_names_every_limit() {
         format!("| a skipped record | {} bytes of payload |", grouped(MAX_SKIPPED_LENGTH)),
         format!("| header fields in a head or in trailers | {MAX_HEADER_COUNT} |"),
         format!("| groups of an identity; entries of its extra | {MAX_IDENTITY_ENTRIES} each |"),
-        format!("| certificates in a chain; other stubs in a WELCOME | {MAX_LIST_ENTRIES} each |"),
+        format!(
+            "| certificates in a chain; other stubs in a WELCOME; connected stubs in a HELLO | {MAX_LIST_ENTRIES} each |"
+        ),
         format!("| AUDIT_ID | {MAX_AUDIT_ID_LENGTH} bytes |"),
         format!(
             "| REPORT_INTERVAL | {} ms to {} h |",
