@@ -21,9 +21,8 @@ const MIN_PIPE_PACKETS: u64 = 4;
 /// The largest `C.send_quantum`.
 const MAX_SEND_QUANTUM: u64 = 64 * 1024;
 
-/// The part of a round trip (one in so many) that acknowledgements may be away without loss of credit. With jitter they come in
-/// clumps: an eighth of a round trip gives a third of the bandwidth that a half does where delays vary between 2 and 18 ms.
-const SILENCE_MADE_GOOD: f64 = 2.0;
+/// The part of a round trip (one in so many) that acknowledgements may be away without loss of credit.
+const SILENCE_MADE_GOOD: u64 = 8;
 
 /// What is controlled.
 #[derive(Debug, Clone, Copy)]
@@ -161,10 +160,8 @@ impl Bbr {
             return;
         }
         // While no acknowledgements came the path may have run empty. What would have been sent meanwhile can fill it
-        // again; more than that would be a queue, because the path does not get the lost time back. The round trip is the
-        // smoothed one: where there is jitter, the shortest is a rare one.
-        let made_good = (rate * self.smoothed_rtt.as_secs_f64() / SILENCE_MADE_GOOD) as u64;
-        let lacking = full.saturating_sub(in_flight).max(made_good).max(control.send_quantum());
+        // again; more than that would be a queue, because the path does not get the lost time back.
+        let lacking = full.saturating_sub(in_flight).max(bdp / SILENCE_MADE_GOOD).max(control.send_quantum());
         let most = lacking.min(control.cwnd.saturating_sub(in_flight)) as f64;
         control.credit = (control.credit + rate * elapsed.as_secs_f64()).min(most);
         control.window = (in_flight + control.credit as u64).max(control.min_pipe_cwnd());
