@@ -56,6 +56,8 @@ async fn main() -> anyhow::Result<()> {
     let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
     tokio::spawn(connection);
     for path in [support::PODS, "/api/../api/v1/secrets"] {
+        // The connection may still be busy with the end of the answer before.
+        client.ready().await?;
         let response =
             client.send_request(Request::get(path).header("host", "stub").body(Empty::<Bytes>::new())?).await?;
         let (status, body) = (response.status(), response.into_body().collect().await?.to_bytes());
