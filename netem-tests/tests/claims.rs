@@ -44,7 +44,7 @@ fn outcomes<const N: usize>(scenario: &str, profile: &Profile, contenders: [Cont
 /// Whether the programs had to wait for a core so much that it shows in what is measured.
 ///
 /// Waits of all threads add up. On two cores that emulator, API server and clients share, a debug build beside a download waits
-/// for 0.6 s in each second on a quiet machine, and for 1.1 s beside other work; both are far within the bounds here.
+/// for 0.6 s in each second at best, and for 1.1 s beside other work; both are far within the bounds here.
 fn is_starved(outcome: &Outcome) -> bool {
     [outcome.stub, outcome.agent].iter().any(|cost| cost.waited_seconds > 1.5 * outcome.seconds)
 }
