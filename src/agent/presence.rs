@@ -64,9 +64,29 @@ impl Presence {
         result
     }
 
-    /// Notes that the link to `target` is not connected any more.
-    pub fn leave(&self, target: &Target) {
-        self.0.send_if_modified(|links| links.remove(target).is_some());
+    /// Notes that the link to `target` is not connected any more. Gives which stub it led to, if that stub had said so and
+    /// no other link has taken the place already.
+    pub fn leave(&self, target: &Target) -> Option<u64> {
+        let mut left = None;
+        self.0.send_if_modified(|links| {
+            left = links.remove(target);
+            left.is_some()
+        });
+        left.and_then(|connected| connected.instance)
+    }
+
+    /// Waits until a link is connected to the stub `instance`, and gives it.
+    pub async fn holder_of(&self, instance: u64) -> Target {
+        let mut links = self.0.subscribe();
+        loop {
+            let found =
+                |(target, link): (&Target, &Connected)| (link.instance == Some(instance)).then(|| target.clone());
+            if let Some(holder) = links.borrow_and_update().iter().find_map(found) {
+                return holder;
+            }
+            // The sender lives as long as `self`, so that this does not fail.
+            let _ = links.changed().await;
+        }
     }
 
     /// Another link that is connected under the same name.
@@ -166,6 +186,21 @@ mod tests {
         assert!(presence.beside(&a).is_empty());
         presence.enter(&a, &[], &welcome(Some(7))).unwrap();
         assert!(presence.is_connected(&a));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_lost_its_place_hears_which_other_link_took_it() {
+        let (presence, a, b) = (Presence::default(), target("a:1"), target("b:1"));
+        presence.enter(&a, &[], &welcome(Some(7))).unwrap();
+        let lost = presence.leave(&a).unwrap();
+        let waiting = tokio::spawn({
+            let presence = presence.clone();
+            async move { presence.holder_of(lost).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        presence.enter(&b, &[], &welcome(Some(7))).unwrap();
+        assert_eq!(waiting.await.unwrap(), b);
     }
 
     #[tokio::test(start_paused = true)]

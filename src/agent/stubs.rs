@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::address::StubAddress;
 use super::backoff::Backoff;
 use super::known_stubs::KnownStubs;
 use super::link::{Link, LinkContext};
+use super::presence::Presence;
 use super::session::SessionEnd;
 use super::target::Target;
 use super::{AgentError, FIRST_WAIT, LONGEST_WAIT};
@@ -33,6 +35,9 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// The least wait after the stub took another connection for this agent: two processes with one key would otherwise
 /// throw each other out again and again.
 const SUPERSEDED_WAIT: Duration = Duration::from_secs(60);
+
+/// How long the welcome of another link of this process may take after the stub closed this one for it.
+const SUCCESSOR_WELCOME: Duration = Duration::from_secs(2);
 
 /// The least wait after the stub did not accept the agent's certificate; nothing changes that quickly.
 const REJECTED_WAIT: Duration = Duration::from_secs(30);
@@ -126,10 +131,10 @@ async fn stay_connected_to(target: Target, context: LinkContext<'_>) -> (Target,
         let began = Instant::now();
         let end = link.run().await;
         let was_present = presence.is_connected(&target);
-        presence.leave(&target);
+        let left = presence.leave(&target);
         let end = match end {
             Ok(SessionEnd::Stopped) => break,
-            Ok(end) => end,
+            Ok(end) => with_successor(end, left, &presence).await,
             Err(error) => return (target, Err(error)),
         };
         if let SessionEnd::SameStub(holder) = &end {
@@ -155,6 +160,19 @@ async fn stay_connected_to(target: Target, context: LinkContext<'_>) -> (Target,
     }
     link.wait_for_replaced().await;
     (target, Ok(()))
+}
+
+/// The end of a session with the stub `left`, told apart: a stub that was not told of a link to another of its addresses
+/// takes the second connection for a new one of the same agent and closes the first. The news of that may come before the
+/// other link has read its welcome.
+async fn with_successor(end: SessionEnd, left: Option<u64>, presence: &Presence) -> SessionEnd {
+    let (Some(ErrorCode::Superseded), Some(stub)) = (end.closed_by_stub(), left) else {
+        return end;
+    };
+    match timeout(SUCCESSOR_WELCOME, presence.holder_of(stub)).await {
+        Ok(holder) => SessionEnd::SameStub(holder),
+        Err(_) => end,
+    }
 }
 
 fn least_wait(end: &SessionEnd, was_present: bool) -> Duration {
