@@ -41,31 +41,28 @@ impl Presence {
     ///
     /// # Errors
     ///
-    /// It is a stub to which another link is connected, and it knew of that. That link is given. A stub that was not told has
-    /// closed the other connection by now, so that this one takes its place.
+    /// It is a stub to which another link is connected, and it knew of that. That link is given. A stub that was not told
+    /// closes the connection that it took first. Which of the two that was only the stub knows, so that both count until then.
     pub fn enter(&self, target: &Target, told: &[u64], welcome: &Welcome) -> Result<(), Target> {
         let mut result = Ok(());
-        self.0.send_modify(|links| {
+        self.0.send_if_modified(|links| {
             let same = |connected: &Connected| connected.instance.is_some() && connected.instance == welcome.instance;
             let holder = links.iter().find(|(other, connected)| *other != target && same(connected));
-            let holder = holder.map(|(other, _)| other.clone());
-            match holder {
-                Some(holder) if welcome.instance.is_some_and(|instance| told.contains(&instance)) => {
-                    result = Err(holder);
-                    return;
-                }
-                Some(holder) => drop(links.remove(&holder)),
-                None => {}
+            if let Some((holder, _)) = holder
+                && welcome.instance.is_some_and(|instance| told.contains(&instance))
+            {
+                result = Err(holder.clone());
+                return false;
             }
             // What is no address is of no use to anybody.
             let others = welcome.other_stubs.iter().filter_map(|other| other.parse().ok()).collect();
             links.insert(target.clone(), Connected { instance: welcome.instance, others });
+            true
         });
         result
     }
 
-    /// Notes that the link to `target` is not connected any more. Gives which stub it led to, if that stub had said so and
-    /// no other link has taken the place already.
+    /// Notes that the link to `target` is not connected any more. Gives which stub it led to, if that stub had said so.
     pub fn leave(&self, target: &Target) -> Option<u64> {
         let mut left = None;
         self.0.send_if_modified(|links| {
@@ -163,10 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn a_second_address_of_a_stub_that_did_not_know_takes_the_place_of_the_first() {
+    fn two_addresses_of_a_stub_that_did_not_know_both_count_until_it_closes_one() {
         let (presence, a, b) = (Presence::default(), target("a:1"), target("b:1"));
         presence.enter(&a, &[], &welcome(Some(7))).unwrap();
         presence.enter(&b, &[], &welcome(Some(7))).unwrap();
+        assert!(presence.is_connected(&a) && presence.is_connected(&b));
+        assert_eq!(presence.leave(&a), Some(7));
         assert!(!presence.is_connected(&a) && presence.is_connected(&b));
     }
 

@@ -177,7 +177,7 @@ async fn with_successor(end: SessionEnd, left: Option<u64>, presence: &Presence)
 
 fn least_wait(end: &SessionEnd, was_present: bool) -> Duration {
     match end.closed_by_stub() {
-        // If it was not, another link of this process has taken its place: the stub will say so.
+        // If it was not, the stub had not said which one it is: it may be one that another link of this process holds.
         Some(ErrorCode::Superseded) if was_present => SUPERSEDED_WAIT,
         Some(ErrorCode::IdentityRejected) => REJECTED_WAIT,
         _ => Duration::ZERO,
