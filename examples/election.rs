@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use qtunnel::stub::Stub;
 use qtunnel::stub::election::{Election, Leadership};
 use tokio::sync::watch;
@@ -37,7 +38,8 @@ impl FileLock {
             }
         }
         println!("election: {} leads", self.name);
-        self.leadership.send_replace(Leadership { leads: true, leader: Some(self.name.clone()) });
+        let (leader, since) = (Some(self.name.clone()), Some(Timestamp::now()));
+        self.leadership.send_replace(Leadership { leads: true, leader, since });
         shutdown.cancelled().await;
         // First it is said, then somebody else may lead.
         self.leadership.send_replace(Leadership::default());

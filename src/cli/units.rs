@@ -1,6 +1,8 @@
-//! Numbers for people.
+//! Numbers and times for people.
 
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 /// 1536 is `1.5 KiB`.
 pub fn bytes(count: f64) -> String {
@@ -31,6 +33,11 @@ pub fn duration(value: Duration) -> String {
         (0, _, _) => format!("{hours}h{minutes:02}m"),
         _ => format!("{days}d{hours:02}h"),
     }
+}
+
+/// How long ago a moment was; nothing if its clock is ahead of this one.
+pub fn age(moment: Timestamp) -> Duration {
+    Timestamp::now().duration_since(moment).try_into().unwrap_or_default()
 }
 
 #[cfg(test)]

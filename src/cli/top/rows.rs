@@ -3,10 +3,8 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::app::{Snapshot, Sorting};
-use crate::cli::units::{bytes, duration, milliseconds};
+use crate::cli::units::{age, bytes, duration, milliseconds};
 use crate::stub::activity::{Incident, Target};
 use crate::stub::admin::{AgentStatus, ClusterStatus, RequestStatus};
 
@@ -72,22 +70,24 @@ const fn number(title: &'static str, width: u16) -> Column {
 }
 
 // What matters most comes first: what does not fit a narrow terminal is left out.
-const CLUSTERS: [Column; 6] = [
+const CLUSTERS: [Column; 7] = [
     text("CLUSTER", 16),
     text("STATE", 10),
     number("AGENTS", 7),
     number("OPEN", 6),
     number("REQUESTS", 9),
     number("CARRIED", 11),
+    text("API SERVER (UID OF KUBE-SYSTEM)", 36),
 ];
 
-const AGENTS: [Column; 12] = [
+const AGENTS: [Column; 13] = [
     text("AGENT", 18),
     text("CLUSTER", 12),
     text("STATE", 13),
-    text("CARRIER", 7),
+    text("CARRIER", 11),
     number("RTT", 9),
     number("LOSS", 6),
+    number("MOVED", 5),
     number("OPEN", 5),
     number("REQUESTS", 9),
     number("CARRIED", 11),
@@ -223,6 +223,7 @@ fn cluster(cluster: &ClusterStatus) -> Row {
         Cell::count(sum(|agent| agent.open_streams as u64)),
         Cell::count(sum(|agent| agent.requests)),
         Cell::of(sum(carried) as f64, bytes),
+        cluster.api_server.as_deref().unwrap_or("-").into(),
     ];
     Row { cells, tone }
 }
@@ -236,17 +237,18 @@ fn agent(cluster: &str, agent: &AgentStatus) -> Row {
         true => Cell::of(agent.upstream_latency_ms, milliseconds),
         false => Cell { text: agent.upstream_error.clone(), number: Some(f64::INFINITY) },
     };
-    let connected = Timestamp::now().duration_since(agent.connected_since).unsigned_abs();
+    let connected = age(agent.connected_since);
     let cells = vec![
         agent.name.as_str().into(),
         cluster.into(),
         state.into(),
-        agent.carrier.as_str().into(),
+        if agent.resumed_with_0rtt { format!("{}, 0-RTT", agent.carrier) } else { agent.carrier.clone() }.into(),
         Cell::of(agent.rtt_ms, milliseconds),
         Cell::of(
             agent.loss.unwrap_or(-1.0),
             |loss| if loss < 0.0 { "-".to_owned() } else { format!("{:.1}%", loss * 100.0) },
         ),
+        Cell::count(agent.path_changes),
         Cell::count(agent.open_streams as u64),
         Cell::count(agent.requests),
         Cell::of(carried(agent) as f64, bytes),

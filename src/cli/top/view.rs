@@ -1,6 +1,5 @@
 //! The screen.
 
-use jiff::Timestamp;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -9,8 +8,9 @@ use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table, Tabs};
 
 use super::app::App;
 use super::rows::{Column, Tone, View};
-use crate::cli::units::{bytes, duration, milliseconds};
+use crate::cli::units::{age, bytes, duration, milliseconds};
 use crate::stub::activity::Series;
+use crate::stub::admin::{Readiness, StubStatus};
 
 /// Draws all of it. Control characters in what came from the network are left out by ratatui.
 pub fn draw(frame: &mut Frame<'_>, app: &mut App) {
@@ -34,17 +34,34 @@ pub fn draw(frame: &mut Frame<'_>, app: &mut App) {
 fn heading(app: &App) -> Line<'static> {
     let status = &app.snapshot.status;
     let agents = status.clusters.iter().map(|cluster| cluster.agents.len()).sum::<usize>();
-    let up = duration(Timestamp::now().duration_since(status.started_at).unsigned_abs());
+    let readiness = match status.readiness {
+        Readiness::Ready => status.readiness.to_string().green(),
+        Readiness::StandingBy | Readiness::ShuttingDown => status.readiness.to_string().yellow(),
+    };
     Line::from(vec![
         " qtunnel top ".bold().reversed().cyan(),
-        format!(" {}", status.stub).bold(),
+        format!(" {}  ", status.stub).bold(),
+        readiness,
+        leader(status).into(),
         format!(
-            "  clusters {}  agents {agents}  open requests {}  up {up}",
+            "  clusters {}  agents {agents}  open requests {}  up {}",
             status.clusters.len(),
-            app.snapshot.requests.total
+            app.snapshot.requests.total,
+            duration(age(status.started_at))
         )
         .into(),
     ])
+}
+
+/// Who leads and since when, if there is an election.
+fn leader(status: &StubStatus) -> String {
+    let Some(election) = &status.election else { return String::new() };
+    let since = election.since.map(|since| format!(" for {}", duration(age(since)))).unwrap_or_default();
+    match (&election.leader, election.leads) {
+        (_, true) => format!("  leads{since}"),
+        (Some(leader), false) => format!("  {leader} leads{since}"),
+        (None, false) => "  nobody leads".to_owned(),
+    }
 }
 
 fn draw_curves(frame: &mut Frame<'_>, area: Rect, series: &Series) {
@@ -157,7 +174,7 @@ mod tests {
                 "name": name, "address": "192.0.2.7:4433", "carrier": "quic", "software": "qtunnel/1", "authMode": "impersonate",
                 "state": state, "suspectForMs": null, "upstreamError": "", "upstreamLatencyMs": 1.5,
                 "connectedSince": "2026-01-01T00:00:00Z", "rttMs": rtt, "loss": 0.021, "pathChanges": 0, "openStreams": 2,
-                "resumedWith0rtt": false, "requests": 40, "bytesToClients": 2048, "bytesFromClients": 0,
+                "resumedWith0rtt": name == "a1", "requests": 40, "bytesToClients": 2048, "bytesFromClients": 0,
             })
         };
         let request = |id: u64, user: &str, duration: f64| {
@@ -168,9 +185,10 @@ mod tests {
             })
         };
         let status = json!({
-            "stub": "s1", "version": "1", "startedAt": "2026-01-01T00:00:00Z",
+            "stub": "s1", "version": "1", "startedAt": "2026-01-01T00:00:00Z", "readiness": "standing-by",
+            "election": { "leads": false, "leader": "s2_7", "since": "2026-01-01T00:00:00Z" },
             "clusters": [
-                { "id": "eu", "agents": [agent("a1", "healthy", 12.5), agent("a2", "suspect", 99.0)] },
+                { "id": "eu", "apiServer": "0c5b2f6e-1111", "agents": [agent("a1", "healthy", 12.5), agent("a2", "suspect", 99.0)] },
                 { "id": "us", "agents": [] },
             ],
         });
@@ -217,12 +235,14 @@ mod tests {
             screen[0]
         );
         assert!(line_with(&screen, "requests/s").contains("requests/s 3.5"));
-        assert!(line_with(&screen, "eu ").contains("degraded"));
+        assert!(screen[0].contains("standing by  s2_7 leads for "), "{}", screen[0]);
+        let cluster = line_with(&screen, "eu ");
+        assert!(cluster.contains("degraded") && cluster.contains("0c5b2f6e-1111"), "{cluster}");
         assert!(line_with(&screen, "us ").contains("no agent"));
         press(&mut app, "2");
         let screen = screen_of(&mut app, 160, 20);
         let agent = line_with(&screen, "a1 ");
-        for text in ["healthy", "quic", "192.0.2.7:4433", "12.5 ms", "2.1%", "2.0 KiB"] {
+        for text in ["healthy", "quic, 0-RTT", "192.0.2.7:4433", "12.5 ms", "2.1%", "2.0 KiB"] {
             assert!(agent.contains(text), "{text} in {agent}");
         }
     }

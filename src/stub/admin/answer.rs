@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::caller::Caller;
 use super::requests::{self, DEFAULT_LIMIT};
-use super::status::status_of;
+use super::status::{Readiness, status_of};
 use super::{Admin, INCIDENTS_PATH, REQUESTS_PATH, SERIES_PATH, STATUS_PATH, dashboard};
 use crate::stub::metrics::Counted;
 use crate::stub::shared::Shared;
@@ -65,13 +65,15 @@ impl Admin {
         // Health tells nothing that a web page could use, and is asked by whatever name an orchestrator knows.
         match request.uri().path() {
             "/healthz" => return Ok(text(StatusCode::OK, "ok")),
-            "/readyz" if self.shared.drain.is_announced() => {
-                return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
+            "/readyz" => {
+                return Ok(match Readiness::of(&self.shared) {
+                    Readiness::Ready => text(StatusCode::OK, "ok"),
+                    Readiness::StandingBy => {
+                        text(StatusCode::SERVICE_UNAVAILABLE, "standing by: this stub does not lead")
+                    }
+                    Readiness::ShuttingDown => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+                });
             }
-            "/readyz" if self.shared.leadership().is_some_and(|leadership| !leadership.leads) => {
-                return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "standing by: this stub does not lead"));
-            }
-            "/readyz" => return Ok(text(StatusCode::OK, "ok")),
             _ => {}
         }
         let settings = &self.shared.config.admin;

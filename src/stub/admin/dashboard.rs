@@ -24,6 +24,7 @@ const FILES: &[File] = files! {
     "/dashboard/icon.svg", "image/svg+xml", "icon.svg";
     "/dashboard/theme.js", SCRIPT, "theme.js";
     "/dashboard/main.js", SCRIPT, "main.js";
+    "/dashboard/standing.js", SCRIPT, "standing.js";
     "/dashboard/data.js", SCRIPT, "data.js";
     "/dashboard/views.js", SCRIPT, "views.js";
     "/dashboard/table.js", SCRIPT, "table.js";

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use client::{AdminClient, StatusError};
 pub use requests::{RequestList, RequestStatus};
-pub use status::{AgentStatus, ClusterStatus, ElectionStatus, StubStatus};
+pub use status::{AgentStatus, ClusterStatus, ElectionStatus, Readiness, StubStatus};
 
 use super::config::AdminConfig;
 use super::shared::Shared;

@@ -1,5 +1,6 @@
 //! What a stub is doing.
 
+use std::fmt;
 use std::time::{Instant, SystemTime};
 
 use jiff::Timestamp;
@@ -20,11 +21,35 @@ pub struct StubStatus {
     pub version: String,
     /// Since when it runs.
     pub started_at: Timestamp,
+    /// Whether it takes new requests.
+    pub readiness: Readiness,
     /// Who leads, if there is an election.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub election: Option<ElectionStatus>,
     /// Every known cluster, sorted by id.
     pub clusters: Vec<ClusterStatus>,
+}
+
+/// Whether a stub takes new requests, and why not: what `/readyz` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Readiness {
+    /// It does.
+    Ready,
+    /// Another stub leads.
+    StandingBy,
+    /// It is about to stop. What still comes is served, until clients have noticed.
+    ShuttingDown,
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::StandingBy => "standing by",
+            Self::ShuttingDown => "shutting down",
+        })
+    }
 }
 
 /// An election.
@@ -35,6 +60,9 @@ pub struct ElectionStatus {
     pub leads: bool,
     /// Who leads, as far as this stub knows: the stub's name and a number that its process has chosen.
     pub leader: Option<String>,
+    /// Since when, by the leader's clock, if that is known.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
 }
 
 /// One cluster.
@@ -94,6 +122,18 @@ pub struct AgentStatus {
     pub bytes_from_clients: u64,
 }
 
+impl Readiness {
+    pub(super) fn of(shared: &Shared) -> Self {
+        if shared.drain.is_announced() {
+            Self::ShuttingDown
+        } else if shared.leadership().is_some_and(|leadership| !leadership.leads) {
+            Self::StandingBy
+        } else {
+            Self::Ready
+        }
+    }
+}
+
 /// What the stub is doing now: with every cluster, or only with one.
 pub(super) fn status_of(shared: &Shared, only: Option<&ClusterId>) -> StubStatus {
     let mut links = shared.registry.all();
@@ -112,7 +152,12 @@ pub(super) fn status_of(shared: &Shared, only: Option<&ClusterId>) -> StubStatus
         stub: shared.config.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: timestamp(shared.started_at),
-        election: shared.leadership().map(|Leadership { leads, leader }| ElectionStatus { leads, leader }),
+        readiness: Readiness::of(shared),
+        election: shared.leadership().map(|Leadership { leads, leader, since }| ElectionStatus {
+            leads,
+            leader,
+            since,
+        }),
         clusters: clusters.collect(),
     }
 }

@@ -101,7 +101,12 @@ impl Candidate {
 
     /// Who holds the Lease, as far as is known.
     pub fn leader(&self) -> Option<&str> {
-        self.observed.as_ref().map(|(record, _)| record.holder.as_str()).filter(|holder| !holder.is_empty())
+        self.held().map(|record| record.holder.as_str())
+    }
+
+    /// Since when the leader holds it, by the leader's clock.
+    pub fn led_since(&self) -> Option<Timestamp> {
+        self.held()?.acquired
     }
 
     /// What to write to give the Lease back, if it is this candidate's: the next one need not wait.
@@ -111,6 +116,10 @@ impl Candidate {
         // The API server does not accept a duration of nothing.
         let lease_duration = Duration::from_secs(1);
         Some(Record { holder: String::new(), lease_duration, renewed: Some(clock), ..observed })
+    }
+
+    fn held(&self) -> Option<&Record> {
+        self.observed.as_ref().map(|(record, _)| record).filter(|record| !record.holder.is_empty())
     }
 
     fn record(&self, acquired: Timestamp, renewed: Timestamp, transitions: i32) -> Record {
@@ -215,6 +224,8 @@ mod tests {
                 assert!(!(a.leads(now) && b.leads(now)));
             }
             assert_eq!(api.lease.as_ref().unwrap().transitions, 1);
+            let taken_over = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(114) + b.off;
+            assert_eq!(b.candidate.led_since(), Some(taken_over), "renewing changes nothing about it");
         }
     }
 
@@ -253,6 +264,8 @@ mod tests {
         assert_eq!(b.candidate.release(Timestamp::UNIX_EPOCH), None);
         let released = a.candidate.release(Timestamp::UNIX_EPOCH).unwrap();
         assert!(!a.leads(start) && released.holder.is_empty());
+        b.read(&Api { lease: Some(released.clone()), version: 1 }, start, start);
+        assert_eq!((b.candidate.leader(), b.candidate.led_since()), (None, None), "nobody leads");
         assert!(api.write(released, 1));
         b.play(&mut api, start, start);
         assert!(b.leads(start));

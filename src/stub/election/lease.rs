@@ -144,7 +144,7 @@ impl LeaseElection {
 
     fn publish(&self, candidate: &Candidate) {
         let leads = candidate.leads_until(Instant::now()).is_some();
-        let new = Leadership { leads, leader: candidate.leader().map(str::to_owned) };
+        let new = Leadership { leads, leader: candidate.leader().map(str::to_owned), since: candidate.led_since() };
         let before = self.leadership.send_replace(new.clone());
         match (before.leads, leads) {
             (false, true) => tracing::info!(identity = self.identity, "this stub leads"),

@@ -11,6 +11,7 @@ mod lease;
 use std::fmt;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,8 @@ pub struct Leadership {
     pub leads: bool,
     /// The name of the one that does, once it is known.
     pub leader: Option<String>,
+    /// Since when that one does, by its own clock, once it is known. For people.
+    pub since: Option<Timestamp>,
 }
 
 /// An election among stubs. There is [`LeaseElection`]; a stub without an election always leads.

@@ -48,5 +48,12 @@ export function duration(value) {
 /** The time of day. */
 export const clock = (time) => new Date(time).toLocaleTimeString("en-GB");
 
+/** A moment: the time of day, with the date unless it is today. */
+export function moment(time) {
+  const date = new Date(time);
+  const today = date.toDateString() === new Date().toDateString();
+  return today ? clock(time) : `${date.toLocaleDateString("en-CA")} ${clock(time)}`;
+}
+
 /** How long ago a moment was. */
 export const since = (time) => duration(Date.now() - new Date(time).getTime());

@@ -3,6 +3,7 @@
 import { Feed } from "./data.js";
 import { setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
+import { standing } from "./standing.js";
 import { viewAt } from "./views.js";
 
 const content = document.getElementById("content");
@@ -15,6 +16,7 @@ const feed = new Feed((data) => {
     latest = data;
     current.update(data);
     setText(document.getElementById("stub"), data.status.stub);
+    showStanding(data.status);
     setText(document.getElementById("about"), `qtunnel ${data.status.version}, up for ${format.since(data.status.startedAt)}`);
   }
   const connection = document.getElementById("connection");
@@ -22,6 +24,14 @@ const feed = new Feed((data) => {
   setAttribute(connection, "class", data.error === null ? "connection live" : "connection lost");
   setAttribute(connection, "title", data.error);
 });
+
+function showStanding(status) {
+  const { word, tone, title } = standing(status);
+  const node = document.getElementById("standing");
+  setText(node, word);
+  setAttribute(node, "class", `pill ${tone}`);
+  setAttribute(node, "title", title);
+}
 
 function show() {
   const route = location.hash.replace(/^#\/?/, "").split("/").map(decoded);

@@ -3,7 +3,7 @@
 import { element, setAttribute, setText } from "./dom.js";
 
 /**
- * A table. `columns` are `{ label, text(row), value?(row), tone?(row), numeric?, look? }`: `value` is what is sorted by.
+ * A table. `columns` are `{ label, hint?, text(row), value?(row), tone?(row), numeric?, look? }`: `value` is what is sorted by.
  * `key(row)` is what makes a row the same row later. `open(row)` is what Enter and a click do, where there is something.
  */
 export class Table {
@@ -33,7 +33,7 @@ export class Table {
     const head = element("tr");
     for (const column of columns) {
       const button = element("button", { type: "button", click: () => this.#sortBy(column) }, column.label);
-      const cell = element("th", { scope: "col", class: column.numeric ? "numeric" : null }, button);
+      const cell = element("th", { scope: "col", class: column.numeric ? "numeric" : null, title: column.hint }, button);
       this.#heads.push([column, cell]);
       head.append(cell);
     }

@@ -3,6 +3,7 @@
 import { Chart, Spark } from "./chart.js";
 import { element, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
+import { apiServerNotice, standingNotice } from "./standing.js";
 import { Table } from "./table.js";
 
 const LAST = 5;
@@ -50,11 +51,12 @@ function cluster(id) {
   const back = element("a", { class: "back", href: "#/clusters" }, "← All clusters");
   const missing = element("p", { class: "notice", hidden: true }, "The stub knows no cluster of that name.");
   const absent = { node: missing, update: (data) => { missing.hidden = data.status.clusters.length > 0; } };
-  const parts = [absent, tiles(), charts(), agentTable({}), requestTable({ filter: true }), incidentTable({ filter: true })];
+  const parts = [absent, apiServerNotice(), tiles(), charts(), agentTable({}), requestTable({ filter: true }), incidentTable({ filter: true })];
   return view(id, id, [back], parts);
 }
 
-function view(title, about, before, parts) {
+function view(title, about, before, contents) {
+  const parts = [standingNotice(), ...contents];
   const nodes = parts.map((part) => part.node);
   return {
     title,
@@ -170,6 +172,7 @@ function clusterTable(options) {
     { label: "Requests/s", numeric: true, value: total("requestRate"), text: (row) => format.number(total("requestRate")(row)) },
     { label: "Throughput", numeric: true, value: total("byteRate"), text: (row) => format.throughput(total("byteRate")(row)) },
     { label: "Carried", numeric: true, value: total("bytesToClients"), text: (row) => format.bytes(total("bytesToClients")(row) + total("bytesFromClients")(row)) },
+    { label: "API server", hint: "the UID of the namespace kube-system there", text: (row) => row.apiServer ?? "–" },
   ];
   const empty = "No cluster yet. `qtunnel token create --cluster ID` makes the first.";
   return table({ title: "Clusters", columns, key: (row) => row.id, open: (row) => openCluster(row.id), sort: { column: 0 }, empty, ...options }, (data) => data.status.clusters);
@@ -181,17 +184,17 @@ function agentTable(options) {
     { label: "Agent", text: (row) => row.name, look: "strong" },
     { label: "Cluster", text: (row) => row.cluster },
     { label: "State", text: state, tone: (row) => STATE_TONES[row.state] ?? "off" },
-    { label: "Carrier", text: (row) => row.carrier, tone: (row) => (row.carrier === "quic" ? "plain" : "warn") },
-    { label: "Address", text: (row) => row.address },
+    { label: "Carrier", text: carrier, tone: (row) => (row.carrier === "quic" ? "plain" : "warn") },
     { label: "RTT", numeric: true, value: (row) => row.rttMs, text: (row) => format.milliseconds(row.rttMs) },
     { label: "Loss", numeric: true, value: (row) => row.loss ?? -1, text: (row) => format.percent(row.loss) },
+    { label: "Moved", hint: "how often it was seen at another address since it connected", numeric: true, value: (row) => row.pathChanges, text: (row) => format.number(row.pathChanges) },
     { label: "Open", numeric: true, value: (row) => row.openStreams, text: (row) => format.number(row.openStreams) },
     { label: "Requests/s", numeric: true, value: (row) => row.requestRate, text: (row) => format.number(row.requestRate) },
     { label: "Throughput", numeric: true, value: (row) => row.byteRate, text: (row) => format.throughput(row.byteRate) },
     { label: "API server", text: (row) => row.upstreamError || format.milliseconds(row.upstreamLatencyMs) },
-    { label: "Path changes", numeric: true, value: (row) => row.pathChanges, text: (row) => format.number(row.pathChanges) },
     { label: "Version", text: (row) => row.software },
     { label: "Connected", numeric: true, value: (row) => Date.now() - new Date(row.connectedSince), text: (row) => format.since(row.connectedSince) },
+    { label: "Address", text: (row) => row.address },
   ];
   return table({ title: "Agents", columns, key: (row) => row.id, open: (row) => openCluster(row.cluster), sort: { column: 0 }, empty: "No agent is connected.", ...options }, agentsOf);
 }
@@ -227,6 +230,10 @@ function incidentTable(options) {
     { label: "Why", text: (row) => row.message, look: "wide" },
   ];
   return table({ title: "Denials and errors", columns, key: (row) => row.auditId, sort: { column: 0, descending: true }, empty: "Nothing went wrong lately.", ...options }, (data) => data.incidents);
+}
+
+function carrier(row) {
+  return row.resumedWith0rtt ? `${row.carrier}, 0-RTT` : row.carrier;
 }
 
 function object(row) {
