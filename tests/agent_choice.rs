@@ -77,6 +77,10 @@ async fn agents_of_another_cluster_wait_until_the_last_one_of_the_old_cluster_ha
         (agents.len() == 3 && agents.iter().filter(|agent| agent["state"] == "waiting").count() == 2).then_some(())
     };
     block_in_place(|| eventually("two agents that wait", waiting));
+    let config = stub.config();
+    let table = block_in_place(|| run_qtunnel(["status", "--config", config.to_str().unwrap()]).ok());
+    let told = |line: &&str| line.contains("another API server") && line.contains(new_uid.as_str().unwrap());
+    assert_eq!(table.lines().filter(told).count(), 2, "{table}");
     let mut client = access(&stub).http2().await;
     for _ in 0..30 {
         let settings = client.get("/api/v1/namespaces/kube-system").await.json();

@@ -4,10 +4,20 @@ mod support;
 
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use support::browser::Browser;
+use support::eventually;
 use support::http::{Access, Client, Lines};
-use support::tunnel::{AgentOptions, CLUSTER, StubOptions, Tunnel, USERS};
+use support::shared_store::start_stub_with_secrets;
+use support::tunnel::{Agent, AgentOptions, CLUSTER, SampleApi, StubOptions, Tunnel, USERS};
+use tokio::task::block_in_place;
+
+/// The word in the head of the page about the stub.
+const STANDING: &str = "document.getElementById('standing').textContent";
+
+/// What the first notice on the page says.
+const NOTICE: &str = "document.querySelector('.notice:not([hidden])')?.textContent";
 
 /// A tunnel whose dashboard is open in a browser, with its first data shown.
 struct Scene {
@@ -18,8 +28,12 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Option<Self> {
+        Self::start_with(StubOptions::default()).await
+    }
+
+    async fn start_with(options: StubOptions) -> Option<Self> {
         let browser = Browser::start().await?;
-        let options = StubOptions::default().set("admin", "listen", "127.0.0.1:0");
+        let options = options.set("admin", "listen", "127.0.0.1:0");
         let mut tunnel = Tunnel::start_with(options, AgentOptions::default());
         let address = tunnel.stub.process.wait_for_log("admin address listens")["address"].as_str().unwrap().to_owned();
         let mut scene = Self { browser, tunnel, address };
@@ -150,6 +164,63 @@ async fn the_page_is_light_or_dark_fits_a_telephone_and_says_when_the_stub_is_go
     scene.assert_nothing_was_wrong();
     scene.tunnel.stub.process.kill();
     scene.browser.wait_until("it says so", "document.querySelector('.connection.lost') !== null").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stub_that_shuts_down_says_so() {
+    // Long enough for a look; the stub is killed before.
+    let options = StubOptions::default().set("limits", "drain_delay", "120s");
+    let Some(mut scene) = Scene::start_with(options).await else { return };
+    scene.browser.wait_until("the stub is ready", &format!("{STANDING} === 'ready'")).await;
+    scene.tunnel.stub.process.signal(Signal::TERM);
+    scene.browser.wait_until("a word in the head", &format!("{STANDING} === 'shutting down'")).await;
+    scene.browser.wait_until("a notice", &format!("({NOTICE} ?? '').includes('finishes what is open')")).await;
+    scene.assert_nothing_was_wrong();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leads_is_shown_at_each_of_two_stubs() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let api = SampleApi::start();
+    let options = |name: &'static str| {
+        StubOptions::default().set("", "name", name).set("admin", "listen", "127.0.0.1:0").set(
+            "election",
+            "lease",
+            "default/qtunnel-stub",
+        )
+    };
+    let mut first = start_stub_with_secrets(&api, options("first")).await;
+    let leads = || (first.status()["election"]["leads"] == true).then_some(());
+    block_in_place(|| eventually("a leader", leads));
+    let mut second = first.start_another(options("second"));
+    for (stub, word) in [(&mut first, "leads"), (&mut second, "stands by")] {
+        let address = stub.process.wait_for_log("admin address listens")["address"].as_str().unwrap().to_owned();
+        browser.open(&format!("http://{address}/")).await;
+        browser.wait_until("a word in the head", &format!("{STANDING} === '{word}'")).await;
+    }
+    browser.wait_until("who does", &format!("/ first_.* leads since /.test({NOTICE})")).await;
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_wait_for_another_api_server_to_go_are_named() {
+    let Some(mut scene) = Scene::start().await else { return };
+    let (other, stub) = (SampleApi::start(), &scene.tunnel.stub);
+    let uid = || stub.status()["clusters"][0]["apiServer"].as_str().map(str::to_owned);
+    let uid = block_in_place(|| eventually("the first one's UID", uid));
+    let _newcomer = Agent::start(stub, CLUSTER, &other.upstream(), AgentOptions::default());
+    let waiting = || {
+        let agents = stub.agents(CLUSTER);
+        let agent = agents.iter().find(|agent| agent["state"] == "waiting")?;
+        Some(agent["name"].as_str()?.to_owned())
+    };
+    let name = block_in_place(|| eventually("an agent that waits", waiting));
+    scene.open(&format!("clusters/{CLUSTER}")).await;
+    scene.wait_for_row(&[&name, "waiting"], true).await;
+    scene.browser.wait_until("a notice", &format!("({NOTICE} ?? '').includes('{name}')")).await;
+    let served = format!("document.querySelector('.fact:not([hidden])')?.textContent.includes('{uid}')");
+    scene.browser.wait_until("the API server", &served).await;
+    scene.assert_nothing_was_wrong();
 }
 
 #[tokio::test(flavor = "multi_thread")]

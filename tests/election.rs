@@ -83,6 +83,7 @@ async fn a_killed_leader_is_replaced_when_its_lease_ends() {
     let config = second.stub.config();
     let table = run_qtunnel(["status", "--config", config.to_str().unwrap()]).ok();
     assert!(table.starts_with("Leader: first_") && table.contains("stands by"), "{table}");
+    assert!(table.lines().next().unwrap().contains(" for "), "since when it leads: {table}");
     first.stub.process.kill();
     let killed = Instant::now();
     second.until_ready(true).await;

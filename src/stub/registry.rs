@@ -35,8 +35,8 @@ pub struct AgentLink {
     pub hello: Hello,
     /// The connection to it.
     pub connection: Connection,
-    /// Whether it said hello as early data on a session that it resumed.
-    pub is_early: bool,
+    /// Whether it resumed a session with 0-RTT.
+    pub is_resumed: bool,
     /// Since when.
     pub connected_at: SystemTime,
     /// How long it may go without a report before it is late.
@@ -235,20 +235,20 @@ impl Registry {
 }
 
 impl AgentLink {
-    /// An agent that has just said hello, perhaps early, and reports every `report_interval`.
+    /// An agent that has just said hello and reports every `report_interval`.
     pub fn new(
         identity: AgentIdentity,
         hello: Hello,
         connection: Connection,
         report_interval: Duration,
-        is_early: bool,
+        is_resumed: bool,
     ) -> Self {
         Self {
             identity,
             hello,
             path: connection.path_state(),
             connection,
-            is_early,
+            is_resumed,
             connected_at: SystemTime::now(),
             patience: report_interval * 3,
             path_changes: AtomicU64::new(0),

@@ -321,7 +321,10 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
-    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval, is_early));
+    // An agent that resumes a session over QUIC has said hello with its first packet. A stub that was busy finds the handshake
+    // complete when it gets there, and has no early data to take special care of.
+    let is_resumed = connection.carrier() == Carrier::Quic && sessions.has_resumed();
+    let link = Arc::new(AgentLink::new(identity, hello, connection.clone(), report_interval, is_resumed));
     shared.clusters.seen(&link.identity.cluster);
     if is_early {
         // Requests may go out with the stub's first packets: only who has the agent's session can read them.
@@ -362,7 +365,7 @@ fn log_connected(link: &AgentLink) {
         carrier = %link.connection.carrier(),
         software,
         "agent connected{}",
-        if link.is_early { ", resumed with 0-RTT" } else { "" }
+        if link.is_resumed { ", resumed with 0-RTT" } else { "" }
     );
 }
 

@@ -189,7 +189,7 @@ fn agent_status(link: &AgentLink) -> AgentStatus {
         upstream_latency_ms: report.as_ref().map_or(0.0, |report| report.upstream_latency.as_secs_f64() * 1000.0),
         upstream_error: report.map(|report| report.upstream_error).unwrap_or_default(),
         connected_since: timestamp(link.connected_at),
-        resumed_with_0rtt: link.is_early,
+        resumed_with_0rtt: link.is_resumed,
         rtt_ms: path.round_trip.as_secs_f64() * 1000.0,
         loss: path.lost_packets.zip(path.sent_packets).map(|(lost, sent)| lost as f64 / sent.max(1) as f64),
         path_changes: link.path_changes(),

@@ -244,6 +244,22 @@ impl Limits {
 }
 
 impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::ConnectionsPerSecond,
+        Self::StrangersPerAddress,
+        Self::QuicHandshakes,
+        Self::AuthenticationTimeout,
+        Self::UnauthenticatedPerSecond,
+        Self::ClientConnections,
+        Self::RequestsPerSecondPerUser,
+        Self::RequestsPerUser,
+        Self::RequestsPerCluster,
+        Self::WatchesPerUser,
+        Self::WatchesPerCluster,
+        Self::RequestBodyLength,
+    ];
+
     /// Its name in the settings, under `[limits]`.
     pub fn name(self) -> &'static str {
         match self {

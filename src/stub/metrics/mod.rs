@@ -56,6 +56,8 @@ pub enum RejectedHead {
 }
 
 impl RejectedHead {
+    const ALL: [Self; 3] = [Self::Malformed, Self::TooLarge, Self::TooSlow];
+
     /// What an error of an HTTP connection says of the head; `None` where the error is about something else.
     pub fn of(error: &hyper::Error) -> Option<Self> {
         if error.is_parse_too_large() {
@@ -77,9 +79,9 @@ impl RejectedHead {
 }
 
 impl Default for Metrics {
-    /// Nothing counted yet.
+    /// Nothing counted yet. What can be told beforehand is shown with 0: Prometheus sees no increase in what appears as 1.
     fn default() -> Self {
-        Self {
+        let metrics = Self {
             requests: Family::default(),
             refused: Family::default(),
             rejected_heads: Family::default(),
@@ -91,7 +93,26 @@ impl Default for Metrics {
             address_proofs: Counter::default(),
             retries_refused: Family::default(),
             connections: Family::default(),
+        };
+        for reason in RejectedHead::ALL {
+            metrics.rejected_heads.get_or_create(&reason.into());
         }
+        for limit in Limit::ALL {
+            metrics.limited.get_or_create(&limit.into());
+        }
+        metrics
+    }
+}
+
+impl From<RejectedHead> for ReasonLabel {
+    fn from(reason: RejectedHead) -> Self {
+        Self { reason: reason.as_str() }
+    }
+}
+
+impl From<Limit> for LimitLabel {
+    fn from(limit: Limit) -> Self {
+        Self { limit: limit.name() }
     }
 }
 
@@ -126,12 +147,12 @@ impl Metrics {
 
     /// Counts a request head that never became a request.
     pub fn head_rejected(&self, reason: RejectedHead) {
-        self.rejected_heads.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
+        self.rejected_heads.get_or_create(&reason.into()).inc();
     }
 
     /// Counts what was refused because of a limit.
     pub fn limited(&self, limit: Limit) {
-        self.limited.get_or_create(&LimitLabel { limit: limit.name() }).inc();
+        self.limited.get_or_create(&limit.into()).inc();
     }
 
     /// The counter of a cluster's requests that were not tried again because too many had been.
@@ -139,10 +160,14 @@ impl Metrics {
         self.retries_refused.get_or_create_owned(&ClusterLabel { cluster: cluster.clone() })
     }
 
-    /// Counts a connection that has become an agent's.
+    /// Counts a connection that has become an agent's. From then on everything about its cluster is shown.
     pub fn agent_connected(&self, link: &AgentLink) {
+        let label = ClusterLabel { cluster: link.identity.cluster.clone() };
+        for family in [&self.retries, &self.retries_refused, &self.path_changes] {
+            family.get_or_create(&label);
+        }
         let carrier = link.connection.carrier().to_string();
-        let handshake = if link.is_early { "0-rtt" } else { "complete" };
+        let handshake = if link.is_resumed { "0-rtt" } else { "complete" };
         self.connections.get_or_create(&ConnectionLabels { carrier, handshake }).inc();
     }
 

@@ -44,9 +44,8 @@ fn register_stub(registry: &mut Registry, status: &StubStatus) {
     };
     let help = "Whether the stub takes new requests, as /readyz says";
     registry.register("ready", help, flag(status.readiness == Readiness::Ready));
-    if let Some(election) = &status.election {
-        registry.register("leads", "Whether the stub leads, where there is an election", flag(election.leads));
-    }
+    let leads = status.election.as_ref().is_none_or(|election| election.leads);
+    registry.register("leads", "Whether the stub leads; always, where there is no election", flag(leads));
 }
 
 fn register_counted(registry: &mut Registry, counted: Counted) {

@@ -9,6 +9,7 @@ mod record;
 mod table;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -92,6 +93,7 @@ const MAX_WAITING: usize = 4;
 pub struct ConnectionSessions {
     store: Arc<dyn SessionStore>,
     owner: Mutex<Owner>,
+    has_resumed: AtomicBool,
 }
 
 enum Owner {
@@ -112,7 +114,12 @@ impl fmt::Debug for Owner {
 impl ConnectionSessions {
     /// Those of a connection of which nothing is known.
     pub fn new(store: Arc<dyn SessionStore>) -> Arc<Self> {
-        Arc::new(Self { store, owner: Mutex::new(Owner::Stranger(Vec::new())) })
+        Arc::new(Self { store, owner: Mutex::new(Owner::Stranger(Vec::new())), has_resumed: AtomicBool::new(false) })
+    }
+
+    /// Whether the connection has resumed a session.
+    pub fn has_resumed(&self) -> bool {
+        self.has_resumed.load(Ordering::Relaxed)
     }
 
     /// From now on sessions of this connection are kept: it is `agent`'s, whose certificate is good.
@@ -156,7 +163,9 @@ impl StoresServerSessions for ConnectionSessions {
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        Some(self.store.take(&SessionId::from_slice(key)?, SystemTime::now())?.secret)
+        let session = self.store.take(&SessionId::from_slice(key)?, SystemTime::now())?;
+        self.has_resumed.store(true, Ordering::Relaxed);
+        Some(session.secret)
     }
 
     fn can_cache(&self) -> bool {
