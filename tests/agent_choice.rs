@@ -11,7 +11,7 @@ use tokio::task::block_in_place;
 
 use support::http::{Access, Lines, get_plain};
 use support::relay::Relay;
-use support::tunnel::{Agent, AgentOptions, CLUSTER, SampleApi, Stub, StubOptions, USERS};
+use support::tunnel::{Agent, AgentOptions, CLUSTER, SampleApi, Stub, StubOptions, USERS, run_qtunnel};
 use support::{eventually, eventually_async};
 
 const PODS: &str = "/api/v1/namespaces/demo/pods";

@@ -95,10 +95,10 @@ impl Default for Metrics {
             connections: Family::default(),
         };
         for reason in RejectedHead::ALL {
-            metrics.rejected_heads.get_or_create(&reason.into());
+            drop(metrics.rejected_heads.get_or_create(&reason.into()));
         }
         for limit in Limit::ALL {
-            metrics.limited.get_or_create(&limit.into());
+            drop(metrics.limited.get_or_create(&limit.into()));
         }
         metrics
     }
@@ -164,7 +164,7 @@ impl Metrics {
     pub fn agent_connected(&self, link: &AgentLink) {
         let label = ClusterLabel { cluster: link.identity.cluster.clone() };
         for family in [&self.retries, &self.retries_refused, &self.path_changes] {
-            family.get_or_create(&label);
+            drop(family.get_or_create(&label));
         }
         let carrier = link.connection.carrier().to_string();
         let handshake = if link.is_resumed { "0-rtt" } else { "complete" };
