@@ -14,7 +14,7 @@ use support::tunnel::{Agent, AgentOptions, CLUSTER, SampleApi, StubOptions, Tunn
 use tokio::task::block_in_place;
 
 /// The word in the head of the page about the stub.
-const STANDING: &str = "document.getElementById('standing').textContent";
+const STANDING: &str = "document.getElementById('standing')?.textContent";
 
 /// What the first notice on the page says.
 const NOTICE: &str = "document.querySelector('.notice:not([hidden])')?.textContent";
