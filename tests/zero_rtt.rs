@@ -118,6 +118,7 @@ fn replay_from_elsewhere(packets: &[Recorded], stub: &Stub) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_stub_gives_a_returning_agent_requests_at_once() {
     let mut scene = Scene::start().await;
+    let mut measured = Vec::new();
     for round in 0..5 {
         let before = scene.requests.lock().unwrap().len();
         tokio::task::block_in_place(|| scene.restart_stub());
@@ -135,10 +136,13 @@ async fn a_restarted_stub_gives_a_returning_agent_requests_at_once() {
             scene.stub.process.wait_for_log(RESUMED);
             eventually("the agent to log it", || (scene.agent.process.logged(RESUMED).len() > round).then_some(()));
         });
-        assert!(in_round_trips(reached) < 10.0);
+        measured.push(in_round_trips(reached));
         let status = tokio::task::block_in_place(|| scene.stub.agents(CLUSTER));
         assert_eq!(status[0]["resumedWith0rtt"], true);
     }
+    // The machine may be busy with something else in one round or another, and not in most.
+    measured.sort_by(f64::total_cmp);
+    assert!(measured[2] < 10.0, "{measured:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
