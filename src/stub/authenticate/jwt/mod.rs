@@ -2,6 +2,7 @@
 
 mod claims;
 mod config;
+mod expression;
 mod keys;
 mod token;
 
