@@ -152,8 +152,8 @@ kind = "directory"
 # revocation_file = "revoked.txt"
 # Static bearer tokens, a line `token,user,uid,"group1,group2"` for each.
 # token_file = "tokens.csv"
-# Issuers of JSON Web Tokens (OpenID Connect): an AuthenticationConfiguration as kube-apiserver reads it. Of CEL only
-# expressions that name a claim are understood (claims.email); any other is an error.
+# Issuers of JSON Web Tokens (OpenID Connect): an AuthenticationConfiguration as kube-apiserver reads it, with expressions
+# (CEL). They have at most 4096 bytes, no loop within a loop, and look at claims of at most 2048 values.
 # jwt_file = "authentication.yaml"
 # Whether whoever presents nothing is system:anonymous.
 # anonymous = false

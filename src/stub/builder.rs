@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::server::danger::ClientCertVerifier;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::TaskTracker;
 
@@ -13,7 +12,7 @@ use super::audit::{
     AuditConfig, AuditLog, AuditSink, AuditWriter, DEFAULT_QUEUE_LENGTH, FileSink, OnFailure, SinkConfig, StdoutSink,
     WebhookSink,
 };
-use super::authenticate::{Authentication, Authenticator};
+use super::authenticate::{Authentication, Authenticator, ClientCertificates, OwnAuthorities};
 use super::authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyFile};
 use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
 use super::dispatch::Patience;
@@ -34,8 +33,8 @@ use super::shared::{KnownClusters, Shared};
 use super::{StartError, Stub, admin};
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::pki::{
-    PeerAuthorities, Store, StoreError, StubKeys, StubKeysError, front_server_config, private_file,
-    shared_quic_server_config, tcp_tunnel_server_config, tunnel_server_config,
+    PeerAuthorities, PeerRole, Store, StoreError, StubKeys, StubKeysError, front_server_config, private_file,
+    shared_quic_server_config, tcp_tunnel_server_config_verified_by, tunnel_server_config_verified_by,
 };
 use crate::trace::Tracer;
 
@@ -123,9 +122,13 @@ impl StubBuilder {
         let Self { config, parts } = self;
         let keys_are_in_directory = parts.store.is_none() && matches!(config.store, StoreConfig::Directory { .. });
         let keys = load_keys(&config, parts.store).await?;
-        let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
-        let Authentication { authenticator, verifier, mut files } =
-            Authentication::load(&config.authentication, parts.authenticator, users, agents)?;
+        // A directory costs nothing to look into every second.
+        let own = match keys_are_in_directory {
+            true => OwnAuthorities::followed(keys.clone()),
+            false => OwnAuthorities::fixed(keys.clone())?,
+        };
+        let Authentication { authenticator, certificates, mut files } =
+            Authentication::load(&config.authentication, parts.authenticator, own)?;
         let authorization = match parts.authorizer {
             Some(authorizer) => Authorization { authorizer, policy_file: None, files: Vec::new() },
             None => Authorization::new(&config.authorization)?,
@@ -138,8 +141,7 @@ impl StubBuilder {
             }
             None => audit_log(&config.audit, &mut files).await?,
         };
-        // A directory costs nothing to look into every second. In another store the check for renewal finds what another stub has
-        // put there.
+        // In another store the check for renewal finds what another stub has put there.
         if keys_are_in_directory {
             files.push(Arc::new(Followed::load(ServerCertificate(keys.clone()))?));
         }
@@ -151,7 +153,7 @@ impl StubBuilder {
             Some(election) => Some(election),
             None => lease_election(&config, instance).await?,
         };
-        let StubTls { port, quic, peers } = StubTls::new(&keys, verifier, config.http3.enabled)?;
+        let StubTls { port, quic, peers } = StubTls::new(&keys, &certificates, config.http3.enabled)?;
         let Listeners { front, tunnel, admin, admin_listener } = Listeners::bind(&config, quic, &keys).await?;
         let shared = Arc::new(Shared {
             started_at: SystemTime::now(),
@@ -195,16 +197,16 @@ struct StubTls {
 }
 
 impl StubTls {
-    fn new(keys: &StubKeys, verifier: Arc<dyn ClientCertVerifier>, has_http3: bool) -> Result<Self, StartError> {
-        let agents = std::slice::from_ref(keys.agent_authority().certificate_der());
+    fn new(keys: &StubKeys, certificates: &ClientCertificates, has_http3: bool) -> Result<Self, StartError> {
+        let (users, agents) = (certificates.verifier(PeerRole::User), certificates.verifier(PeerRole::Agent));
         let port = PortTls {
-            clients: Arc::new(front_server_config(keys.server(), verifier.clone())?),
-            agents: Arc::new(tcp_tunnel_server_config(keys.server(), agents)?),
+            clients: Arc::new(front_server_config(keys.server(), users.clone())?),
+            agents: Arc::new(tcp_tunnel_server_config_verified_by(keys.server(), agents.clone())?),
         };
-        let peers = PeerAuthorities::new(agents, verifier)?;
+        let peers = PeerAuthorities::new(agents.clone(), users);
         let quic = match has_http3 {
             true => shared_quic_server_config(keys.server(), &peers)?,
-            false => tunnel_server_config(keys.server(), agents)?,
+            false => tunnel_server_config_verified_by(keys.server(), agents)?,
         };
         Ok(Self { port, quic, peers })
     }

@@ -67,11 +67,17 @@ pub async fn serve_over_tcp(
     stranger: Stranger,
     address: SocketAddr,
 ) {
+    let patience = shared.config.limits.handshake();
+    let chain = socket.get_ref().1.peer_certificates().unwrap_or_default();
+    let vouched_for = shared.peers.verify(PeerRole::Agent, chain);
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
         Ok(connection) => {
             let stranger = Some(stranger);
-            let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions, stranger };
-            identified(shared, newcomer).await
+            let mut newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions, stranger };
+            match vouched_for {
+                Ok(()) => identified(shared, newcomer).await,
+                Err(error) => newcomer.refuse(Refusal::NotVouchedFor(error), patience).await,
+            }
         }
         Err(end) => Err(Refusal::from(end)),
     };
@@ -91,6 +97,12 @@ struct Newcomer<'a> {
 }
 
 impl Newcomer<'_> {
+    /// Closes the connection with the reason.
+    async fn refuse(&mut self, refusal: Refusal, patience: Duration) -> Result<(), Refusal> {
+        self.close(refusal.code(), &refusal.to_string(), patience).await;
+        Err(refusal)
+    }
+
     /// Closes the connection. Before the end of the handshake the peer would not be told why (RFC 9000, section 10.2.3).
     async fn close(&mut self, code: ErrorCode, reason: &str, patience: Duration) {
         let _ = complete(&mut self.handshake, patience).await;
@@ -199,11 +211,7 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
             Ok(())
         }
         Ok(()) => identified(shared, newcomer).await,
-        Err(error) => {
-            let refusal = Refusal::NotVouchedFor(error);
-            newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
-            Err(refusal)
-        }
+        Err(error) => newcomer.refuse(Refusal::NotVouchedFor(error), patience).await,
     }
 }
 

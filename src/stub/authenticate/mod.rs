@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 pub use anonymous::Anonymous;
 pub use build::{Authentication, AuthenticationError};
-pub use certificates::{CertificateFilesError, ClientCertificates};
+pub use certificates::{CertificateFilesError, ClientCertificates, OwnAuthorities};
 pub use chain::Chain;
 pub use credentials::{ClientCertificate, CredentialKey, Credentials};
 pub use jwt::{JwtAuthenticator, JwtConfigError};
