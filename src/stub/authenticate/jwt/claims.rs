@@ -275,7 +275,7 @@ jwt:
             ("hd", json!("evil.example.com"), "the hd claim must be set"),
             ("hd", Value::Null, "the hd claim must be set"),
             ("nbf", json!(NOW - 86400), "total token lifetime"),
-            ("nbf", json!("yesterday"), "claims.nbf"),
+            ("nbf", json!("yesterday"), "not a time"),
             ("username", json!("system:root"), "reserved system: prefix"),
             ("username", json!(7), "claims.username"),
             ("roles", json!("user,system:masters"), "groups cannot"),

@@ -16,8 +16,9 @@ use cel::{Context, Env, Value, extensions};
 /// The longest expression, in bytes.
 const MAX_LENGTH: usize = 4096;
 
-/// How deep an expression may be: operators and calls within each other, `a + b + c` among them.
-const MAX_DEPTH: usize = 40;
+/// How deep an expression may be: operators and calls within each other, `a + b + c` among them. A level takes up to 40 KiB of
+/// stack.
+const MAX_DEPTH: usize = 24;
 
 /// The most values in what an expression looks at, names of fields not counted.
 const MAX_VALUES: usize = 2048;
@@ -367,7 +368,7 @@ mod tests {
         for (source, part) in [
             ("claims.nothing == 'x'", "nothing"),
             ("claims.sub", "neither true nor false"),
-            ("claims.sub + 1 == '8'", "_+_"),
+            ("claims.sub + 1 == '8'", "operator"),
             ("claims.sub.matches('(')", "matches"),
         ] {
             let why = parse(source).unwrap().truth(&scope()).unwrap_err();
@@ -407,10 +408,10 @@ mod tests {
             ("!", ""),
             ("claims.sub + ", ""),
             ("true ? 1 : ", ""),
-            ("f(", ")"),
+            ("size(", ")"),
             ("{1:", "}"),
         ] {
-            for times in (1..100).chain([300, 1000]) {
+            for times in (1..30).chain([95, 300, 1000]) {
                 let Ok(expression) = parse(&bomb(open, close, times)) else { continue };
                 accepted += 1;
                 let evaluating = thread::Builder::new().stack_size(1 << 20).spawn(move || {
