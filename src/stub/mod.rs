@@ -42,6 +42,7 @@ pub mod sessions;
 mod shared;
 mod span;
 mod tunnel;
+mod text_file;
 mod webhook_file;
 
 use std::io;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{
-    Anonymous, Authenticator, CertificateFilesError, Chain, ClientCertificates, JwtAuthenticator, JwtConfigError,
-    OwnAuthorities, RevocationError, RevocationList, SystemNames, TokenFile, TokenFileError, TokenWebhook,
-    TokenWebhookError, TokenWebhookSettings,
+    Anonymous, Authenticator, CertificateFilesError, Chain, ClientCertificates, JwtAuthenticator, OwnAuthorities,
+    RevocationList, SystemNames, TokenFile, TokenWebhook, TokenWebhookError, TokenWebhookSettings,
 };
 use crate::stub::config::{AuthenticationConfig, Method, TokenWebhookConfig};
 use crate::stub::reload::Reload;
+use crate::stub::text_file::TextFileError;
 
 /// What came of the settings.
 #[derive(Debug)]
@@ -27,15 +27,9 @@ pub enum AuthenticationError {
     /// The files of authorities and revocation lists.
     #[error(transparent)]
     Certificates(#[from] CertificateFilesError),
-    /// The list of revoked users.
+    /// A file of revoked users, of static tokens or of issuers.
     #[error(transparent)]
-    Revocation(#[from] RevocationError),
-    /// The file of static tokens.
-    #[error(transparent)]
-    TokenFile(#[from] TokenFileError),
-    /// The file of issuers.
-    #[error(transparent)]
-    Jwt(#[from] JwtConfigError),
+    File(#[from] TextFileError),
     /// The webhook for tokens.
     #[error(transparent)]
     TokenWebhook(#[from] TokenWebhookError),
