@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::TaskTracker;
 
@@ -15,11 +17,11 @@ use super::audit::{
 use super::authenticate::{Authentication, Authenticator, ClientCertificates, OwnAuthorities};
 use super::authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyFile};
 use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
-use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::{Election, LeaseElection};
 use super::front::tcp::PortTls;
 use super::limits::Limits;
+use super::live_settings::{LiveSettings, SettingsFile};
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
 use super::registry::Registry;
@@ -45,6 +47,7 @@ use crate::trace::Tracer;
 #[derive(Debug)]
 pub struct StubBuilder {
     config: StubConfig,
+    settings_file: Option<PathBuf>,
     parts: Replacements,
 }
 
@@ -62,7 +65,16 @@ struct Replacements {
 
 impl StubBuilder {
     pub(super) fn new(config: StubConfig) -> Self {
-        Self { config, parts: Replacements::default() }
+        Self { config, settings_file: None, parts: Replacements::default() }
+    }
+
+    /// Follows the settings file at `path`: what it changes of `[limits]` (but for `client_connections` and `quic_handshakes`), of
+    /// `peers`, `agents.certificate_ttl` and `agents.report_interval` is in force within three seconds, or at once after
+    /// [`Stub::reload`]. The log names what else it changes; that waits for the next start. Default: the settings stay as they
+    /// are.
+    pub fn settings_file(mut self, path: &Path) -> Self {
+        self.settings_file = Some(path.to_owned());
+        self
     }
 
     /// Vouches for users, in the place of every method under `[authentication]` and of `anonymous`. The rest of that section
@@ -119,7 +131,7 @@ impl StubBuilder {
     ///
     /// A file of the settings cannot be used, or an address is not to be had: see [`StartError`].
     pub async fn bind(self) -> Result<Stub, StartError> {
-        let Self { config, parts } = self;
+        let Self { config, settings_file, parts } = self;
         let keys_are_in_directory = parts.store.is_none() && matches!(config.store, StoreConfig::Directory { .. });
         let keys = load_keys(&config, parts.store).await?;
         // A directory costs nothing to look into every second.
@@ -153,6 +165,12 @@ impl StubBuilder {
             Some(election) => Some(election),
             None => lease_election(&config, instance).await?,
         };
+        let limits = Arc::new(Limits::new(&config.limits, watchers.metrics.clone()));
+        let live_settings = Arc::new(ArcSwap::from_pointee(LiveSettings::of(&config)));
+        if let Some(path) = settings_file {
+            let file = SettingsFile::new(&path, live_settings.clone(), limits.clone());
+            files.push(Arc::new(Followed::load(file)?));
+        }
         let StubTls { port, quic, peers } = StubTls::new(&keys, &certificates, config.http3.enabled)?;
         let Listeners { front, tunnel, admin, admin_listener } = Listeners::bind(&config, quic, &keys).await?;
         let shared = Arc::new(Shared {
@@ -161,8 +179,9 @@ impl StubBuilder {
             authorizer: authorization.authorizer,
             policy_file: authorization.policy_file,
             followed_files: files,
+            live_settings,
             audit,
-            limits: Limits::new(&config.limits, watchers.metrics.clone()),
+            limits,
             watchers,
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(parts.selector.unwrap_or_else(|| config.agents.selector.selector())),
@@ -172,11 +191,6 @@ impl StubBuilder {
             clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
-            patience: Patience {
-                dispatch: config.limits.dispatch(),
-                response: config.limits.response(),
-                silence: config.limits.silence(),
-            },
             tasks: TaskTracker::new(),
             drain: Drain::default(),
             keys,

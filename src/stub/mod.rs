@@ -25,6 +25,7 @@ mod farewell;
 mod front;
 mod handle;
 mod limits;
+mod live_settings;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -41,8 +42,8 @@ mod server_certificate;
 pub mod sessions;
 mod shared;
 mod span;
-mod tunnel;
 mod text_file;
+mod tunnel;
 mod webhook_file;
 
 use std::io;
@@ -98,6 +99,9 @@ pub enum StartError {
     /// The keys.
     #[error(transparent)]
     Keys(#[from] StubKeysError),
+    /// The settings file, which is followed.
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
     /// What TLS makes of the keys.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -191,7 +195,7 @@ impl Stub {
     }
 
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: policy, tokens,
-    /// issuers, webhooks, authorities, revocation lists, and its own certificate.
+    /// issuers, webhooks, authorities, revocation lists, its own certificate, and the settings if it follows their file.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }

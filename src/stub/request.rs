@@ -204,7 +204,7 @@ where
         },
     };
     let exchange = tokio::select! {
-        exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
+        exchange = dispatch(&shared.registry, outgoing, shared.live().patience()) => exchange?,
         ending = ending_of(&open) => {
             record.ended_by(&ending);
             // It may be with the API server already.
@@ -246,7 +246,7 @@ fn admit(shared: &Shared, attributes: &OwnedAttributes, record: &mut RequestReco
 
 /// How long the body may be; `None` where nothing bounds it.
 fn body_bound(shared: &Shared, head: &RequestHead, request: &RequestInfo) -> Result<Option<u64>, Status> {
-    let limit = shared.config.limits.request_body_length;
+    let limit = shared.live().limits.request_body_length;
     let is_bounded = limit > 0 && head.upgrade.is_none() && request.verb != "proxy" && request.subresource != "proxy";
     let bound = is_bounded.then_some(limit);
     let announced = headers::content_length(&head.headers).map_err(|error| Status::bad_request(error.to_string()))?;

@@ -164,7 +164,7 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
         }
     };
-    let accepted = timeout(shared.config.limits.handshake(), accepting).await;
+    let accepted = timeout(shared.live().limits.handshake(), accepting).await;
     Ok(accepted.map_err(|_elapsed| ConnectionError::HandshakeTimeout)??)
 }
 
@@ -181,7 +181,7 @@ async fn serve_client(
     let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
     let closing = connection.closing(&shared.drain);
     let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
-    let limits = shared.config.limits.clone();
+    let limits = shared.live().limits.clone();
     let strange = shared.limits.wait_for_stranger(&connection, stranger);
     let service = service_fn(|request| request::serve(shared.clone(), connection.clone(), request));
     let socket = TokioIo::new(socket);

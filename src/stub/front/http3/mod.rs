@@ -145,7 +145,7 @@ impl Http3Client {
                 },
                 _ = self.connection.authenticated.wait(), if !trusted => {
                     trusted = true;
-                    let requests = self.shared.config.limits.requests_per_connection.min(MAX_REQUESTS);
+                    let requests = self.shared.live().limits.requests_per_connection.min(MAX_REQUESTS);
                     quic.set_max_concurrent_bi_streams(requests.into());
                     quic.set_receive_window(RECEIVE_WINDOW.into());
                 }
@@ -175,7 +175,7 @@ impl Http3Client {
     async fn answer(self: Arc<Self>, resolver: Resolver, cancelled: Option<Cancelled>) {
         let mut cancelled = cancelled.unwrap_or_else(|| Box::pin(std::future::pending()));
         let answering = async {
-            let patience = self.shared.config.limits.handshake();
+            let patience = self.shared.live().limits.handshake();
             let (request, stream) =
                 timeout(patience, begin(resolver)).await.map_err(|_elapsed| Unreadable::TooSlow)??;
             let Ok(answer) = request::serve(self.shared.clone(), self.connection.clone(), request).await;
