@@ -19,7 +19,8 @@ use super::authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyFile}
 use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
 use super::drain::Drain;
 use super::election::{Election, LeaseElection};
-use super::front::tcp::PortTls;
+use super::front::Front;
+use super::front::tcp::{PortTls, TcpFront};
 use super::limits::Limits;
 use super::live_settings::{LiveSettings, SettingsFile};
 use super::open_requests::OpenRequests;
@@ -61,6 +62,7 @@ struct Replacements {
     session_store: Option<Arc<dyn SessionStore>>,
     store: Option<Arc<dyn Store>>,
     election: Option<Arc<dyn Election>>,
+    fronts: Vec<Box<dyn Front>>,
 }
 
 impl StubBuilder {
@@ -121,6 +123,12 @@ impl StubBuilder {
     /// Says whether this stub leads, in the place of `[election]`.
     pub fn election(mut self, election: impl Election + 'static) -> Self {
         self.parts.election = Some(Arc::new(election));
+        self
+    }
+
+    /// Lets clients in at another place as well, besides the stub's own ports. It may be called for several.
+    pub fn front(mut self, front: impl Front) -> Self {
+        self.parts.fronts.push(Box::new(front));
         self
     }
 
@@ -198,8 +206,8 @@ impl StubBuilder {
             election,
             config,
         });
-        let (tls, reload) = (port, Arc::default());
-        Ok(Stub { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload })
+        let (front, fronts, reload) = (TcpFront { listener: front, tls: port }, parts.fronts, Arc::default());
+        Ok(Stub { shared, front, fronts, tunnel, admin, audit_writer, exporter, admin_listener, reload })
     }
 }
 

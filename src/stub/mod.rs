@@ -22,7 +22,7 @@ pub mod election;
 mod enrollment;
 mod event_stream;
 mod farewell;
-mod front;
+pub mod front;
 mod handle;
 mod limits;
 mod live_settings;
@@ -53,6 +53,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -75,7 +76,8 @@ use admin::Admin;
 use audit::AuditWriter;
 use authenticate::AuthenticationError;
 use authorize::PolicyError;
-use front::tcp::PortTls;
+use front::tcp::TcpFront;
+use front::{Door, Front};
 use shared::Shared;
 use webhook_file::WebhookFileError;
 
@@ -83,10 +85,10 @@ use webhook_file::WebhookFileError;
 #[derive(Debug)]
 pub struct Stub {
     shared: Arc<Shared>,
-    front: TcpListener,
+    front: TcpFront,
+    fronts: Vec<Box<dyn Front>>,
     tunnel: QuicListener,
     admin: UnixListener,
-    tls: PortTls,
     audit_writer: Option<AuditWriter>,
     exporter: Option<Exporter>,
     admin_listener: Option<TcpListener>,
@@ -181,7 +183,7 @@ impl Stub {
 
     /// The address that is listened on, TCP and UDP.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.front.local_addr()
+        self.front.listener.local_addr()
     }
 
     /// The admin address, where the dashboard is; `None` where none is configured.
@@ -202,7 +204,9 @@ impl Stub {
 
     /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload: now } = self;
+        let Self { shared, front, fronts, tunnel, admin, audit_writer, exporter, admin_listener, reload: now } = self;
+        let door = Door::new(shared.clone());
+        let fronts = join_all(fronts.into_iter().map(|front| serve_at(front, door.clone())));
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
@@ -214,9 +218,8 @@ impl Stub {
                 drain::run(&shared).await;
             };
             // Both go on while the stub drains, and tell those who come that it does.
-            let serving = async {
-                tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel))
-            };
+            let serving =
+                async { tokio::join!(Box::new(front).run(door), fronts, tunnel::run(shared.clone(), &tunnel)) };
             tokio::select! {
                 _ = serving => {}
                 () = draining => {}
@@ -247,6 +250,12 @@ impl Stub {
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+async fn serve_at(front: Box<dyn Front>, door: Door) {
+    let name = format!("{front:?}");
+    front.run(door).await;
+    tracing::error!(front = name, "a front has ended: no client comes in there any more");
 }
 
 async fn write_audit_log(writer: Option<AuditWriter>, stopped: &CancellationToken) {

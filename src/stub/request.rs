@@ -1,6 +1,5 @@
 //! The life of a request at the stub, from top to bottom: [`serve`].
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +51,7 @@ pub async fn serve<B>(
     shared: Arc<Shared>,
     connection: Arc<ClientConnection>,
     request: Request<B>,
-) -> Result<Response<AnswerBody>, Infallible>
+) -> Response<AnswerBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
@@ -77,7 +76,7 @@ where
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     advertise_http3(&shared, version, response.headers_mut());
-    Ok(response)
+    response
 }
 
 /// Makes one request of the program that the stub is a part of, for a user that it vouches for.
