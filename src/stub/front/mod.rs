@@ -31,8 +31,9 @@ use crate::pki::CertificateError;
 /// runs for as long as it is asked to serve. It has to bound by itself what a connection may take before its first request is
 /// handed over: handshakes, heads, slowness. From there on the stub bounds everything.
 ///
-/// It goes on after [`Door::closing`], to tell those who come that they had better go elsewhere, until it is dropped. If it ends
-/// before that, the log says so, and the stub serves on without it.
+/// It goes on after [`Door::closing`], to tell those who come that they had better go elsewhere, until it is dropped; connections
+/// that [`Door::spawn`] serves then have had their time. If it ends before that, the log says so, and the stub serves on without
+/// it. A panic in it ends the stub, one in a connection that `spawn` serves ends that connection.
 pub trait Front: Debug + Send + 'static {
     /// Serves whoever comes.
     fn run(self: Box<Self>, door: Door) -> Serving;

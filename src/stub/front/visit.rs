@@ -53,8 +53,8 @@ impl Visit {
     /// Whatever is refused is an answer as well, a Kubernetes `Status`. Dropped before it is complete it cancels the
     /// request; so does dropping the body of the answer before its end.
     ///
-    /// Upgrades (exec, attach, port-forward) pass only where hyper serves HTTP/1.1 on a socket of the stub's own TCP port;
-    /// elsewhere they are refused with a 400.
+    /// Upgrades (exec, attach, port-forward) work at the stub's own TCP port only: elsewhere the upgraded connection breaks off
+    /// at once.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
