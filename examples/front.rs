@@ -1,13 +1,15 @@
 //! Another way in for clients: here a Unix socket, where the kernel says who is at the other end.
 //!
-//! A front of one's own is whatever calls `StubHandle::request`: it has to be sure who its clients are, and everything else,
-//! authorization, limits, audit log and metrics among it, is the stub's.
+//! A front accepts connections and hands requests to its door. It has to be sure who its clients are, or leave that to the
+//! stub's authenticator (`Door::let_in`); authorization, limits, audit log, metrics and the end at a stop are the stub's.
 //!
 //! `cargo run --example front`
 
 mod support;
 
 use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -15,22 +17,44 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use qtunnel::stub::front::{Door, Front, Serving};
 use qtunnel::stub::{AnswerBody, Stub, StubHandle};
 use qtunnel::wire::Identity;
 use tokio::net::{UnixListener, UnixStream};
 
+/// How long a client may take to send the head of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Serves everybody who can open the socket.
-async fn serve(listener: UnixListener, stub: StubHandle) -> std::io::Result<()> {
-    loop {
-        let (socket, _) = listener.accept().await?;
-        let user = support::identity(&format!("uid:{}", socket.peer_cred()?.uid()));
-        let stub = stub.clone();
-        let service = service_fn(move |request| answer(stub.clone(), user.clone(), request));
-        let serving = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .serve_connection(TokioIo::new(socket), service);
-        tokio::spawn(serving);
+#[derive(Debug)]
+struct UnixSocketFront(UnixListener);
+
+impl Front for UnixSocketFront {
+    fn run(self: Box<Self>, door: Door) -> Serving {
+        Box::pin(async move {
+            while let Ok((socket, _)) = self.0.accept().await {
+                door.spawn(serve(socket, door.clone()));
+            }
+        })
     }
+}
+
+async fn serve(socket: UnixStream, door: Door) {
+    let Ok(peer) = socket.peer_cred() else { return };
+    let (user, stub) = (support::identity(&format!("uid:{}", peer.uid())), door.stub());
+    let service = service_fn(move |request| answer(stub.clone(), user.clone(), request));
+    let mut serving = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .serve_connection(TokioIo::new(socket), service)
+    );
+    tokio::select! {
+        _ = serving.as_mut() => return,
+        () = door.closing() => serving.as_mut().graceful_shutdown(),
+    }
+    let _ = serving.await;
+    println!("front: a connection was closed because the stub stops");
 }
 
 async fn answer(
@@ -46,11 +70,11 @@ async fn answer(
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let site = support::Site::new()?;
-    let stub = Stub::bind(site.config()?).await?;
-    let tunnel = site.run(stub).await?;
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("front.sock");
-    let front = tokio::spawn(serve(UnixListener::bind(&path)?, tunnel.stub().clone()));
+    let front = UnixSocketFront(UnixListener::bind(&path)?);
+    let stub = Stub::builder(site.config()?).front(front).bind().await?;
+    let tunnel = site.run(stub).await?;
 
     let socket = UnixStream::connect(&path).await?;
     let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
@@ -63,7 +87,5 @@ async fn main() -> anyhow::Result<()> {
         let (status, body) = (response.status(), response.into_body().collect().await?.to_bytes());
         println!("{path}: {status}, {} bytes", body.len());
     }
-    drop(client);
-    front.abort();
     tunnel.stop().await
 }

@@ -25,10 +25,11 @@
 //! | which agent takes a request | [`stub::select::AgentSelector`] | `examples/agent_selector.rs` |
 //! | agents' TLS sessions | [`stub::sessions::SessionStore`] | `examples/session_store.rs` |
 //! | keys, join tokens, clusters | [`pki::Store`] | `examples/store.rs` |
+//! | another way in for clients | [`stub::front::Front`] | `examples/front.rs` |
 //! | which of several stubs leads | [`stub::election::Election`] | `examples/election.rs` |
 //!
 //! [`stub::StubHandle`] is what the program can do with its running stub: [`request`](stub::StubHandle::request) makes one
-//! request in the name of a user, which is all that another front for clients needs (`examples/front.rs`);
+//! request in the name of a user;
 //! [`dial`](stub::StubHandle::dial) connects to any address that an agent allows (`examples/dial.rs`). [`agent::Agent::builder`]
 //! sets an agent up.
 //!

@@ -21,6 +21,7 @@ use support::kubectl::Kubectl;
 use support::process::Input;
 use support::tunnel::{AgentOptions, CLUSTER, StubOptions, Tunnel, USERS};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PODS: &str = "/api/v1/namespaces/demo/pods";
 const WATCH: &str = "/api/v1/namespaces/demo/pods?watch=true";
@@ -358,6 +359,39 @@ async fn a_further_authority_names_users_but_no_administrators() {
     std::fs::write(&file, other.certificate_pem()).unwrap();
     ends_in_time(open).await;
     assert_eq!(status(&own).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_of_another_authority_are_accepted_while_that_stands_beside_the_own() {
+    let tunnel = tunnel(StubOptions::default());
+    let file = tunnel.stub.state_dir().join("user-ca.pem");
+    let own_file = std::fs::read_to_string(&file).unwrap();
+    let next = CertificateAuthority::create("next", std::time::SystemTime::now()).unwrap();
+    let own = Access::of(&tunnel.kubeconfig());
+    let by_next = own.clone().with_credentials(credentials(&next, "carol", &[USERS]));
+    assert!(!is_accepted(&by_next).await, "nobody knows that authority yet");
+
+    std::fs::write(&file, own_file.clone() + &next.certificate_pem()).unwrap();
+    tunnel.stub.process.signal(rustix::process::Signal::HUP);
+    eventually_async("carol", async || is_accepted(&by_next).await.then_some(())).await;
+    let open = watch(&by_next).await;
+    std::fs::write(&file, own_file).unwrap();
+    ends_in_time(open).await;
+    assert!(!is_accepted(&by_next).await);
+    assert!(is_accepted(&own).await);
+}
+
+/// Whether the stub answers, and does not end the handshake.
+async fn is_accepted(access: &Access) -> bool {
+    let (prefix, host) = (access.prefix(), access.authority());
+    let request = format!("GET {prefix}{PODS} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    let exchange = async {
+        let mut socket = access.connect("http/1.1").await?;
+        socket.write_all(request.as_bytes()).await?;
+        socket.read_to_string(&mut answer).await
+    };
+    exchange.await.is_ok() && answer.starts_with("HTTP/1.1 200")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,15 @@ const EXAMPLES: [(&str, &[&str]); 9] = [
     ),
     ("dial", &["the service says: through the tunnel", "elsewhere: the agent refuses: "]),
     ("election", &["election: stub-1 leads", "leads: true", "election: stub-1 hands over"]),
-    ("front", &["front: uid:", "/api/v1/namespaces/demo/pods: 200 OK, ", "/api/../api/v1/secrets: 400 Bad Request, "]),
+    (
+        "front",
+        &[
+            "front: uid:",
+            "/api/v1/namespaces/demo/pods: 200 OK, ",
+            "/api/../api/v1/secrets: 400 Bad Request, ",
+            "front: a connection was closed because the stub stops",
+        ],
+    ),
     ("session_store", &["sessions: one more of ", " sessions that an agent can resume"]),
     ("store", &["store: puts Keys ", "store: puts Tokens ", "alice sees ", "clusters in the store: demo"]),
 ];

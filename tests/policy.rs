@@ -327,3 +327,23 @@ fn a_decision_is_explained() {
     assert_eq!(check(&["--verb", "get", "--path", "/version"]).code(), 0);
     assert_eq!(check(&["--verb", "get"]).code(), 2, "neither a resource nor a path");
 }
+
+#[test]
+fn the_labels_of_a_cluster_are_explained() {
+    let policy = PolicyFile::new(include_str!("../deploy/policy.example.yaml"));
+    let stub = Stub::start(policy.options());
+    let check = |cluster: &str| -> Finished {
+        let config = stub.config();
+        let question = ["--user", "carol", "--group", "auditors", "--verb", "list", "--resource", "pods"];
+        let fixed = ["policy", "check", "--config", config.to_str().unwrap(), "--cluster", cluster];
+        run_qtunnel(fixed.iter().chain(&question))
+    };
+    assert!(check("prod-eu").ok().contains("\"auditors-read-production\""));
+    for (cluster, labels) in [("staging-1", "env=staging"), ("elsewhere", "none")] {
+        let refused = check(cluster);
+        assert_eq!(refused.code(), 1);
+        let text = refused.stdout_text();
+        assert!(text.contains("auditors-read-production: its clusterSelector does not match\n"), "{text}");
+        assert!(text.contains(&format!("Labels of the cluster: {labels}\n")), "{text}");
+    }
+}

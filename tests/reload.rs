@@ -3,13 +3,16 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
+use qtunnel::pki::{
+    AgentCredentials, AgentIdentity, AgentKey, AgentState, CertificateAuthority, DirectoryStore, HostName, StubKeys,
+};
 use rustix::process::Signal;
 use support::eventually_async;
 use support::http::{Access, Lines, get_plain};
-use support::tunnel::{AgentOptions, StubOptions, Tunnel, USERS};
+use support::rogue::RogueAgent;
+use support::tunnel::{AgentOptions, CLUSTER, StubOptions, Tunnel, USERS, change_settings};
 use support::user::User;
 use tempfile::TempDir;
 
@@ -105,4 +108,95 @@ async fn a_bad_file_keeps_what_was_is_said_once_and_shows_in_the_metrics() {
     })
     .await;
     assert_eq!(access.get(PODS).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_changes_and_no_connection_ends() {
+    let tunnel = Tunnel::start();
+    let mut client = Access::of(&tunnel.kubeconfig()).http2().await;
+    let post = |client: &support::http::Client| {
+        let mut request = client.request("/api/v1/namespaces/demo/pods?dryRun=All");
+        *request.method_mut() = http::Method::POST;
+        *request.body_mut() = vec![b' '; 2000].into();
+        request
+    };
+    let status = async |client: &mut support::http::Client| {
+        let request = post(client);
+        client.send(request).await.status().as_u16()
+    };
+    assert_ne!(status(&mut client).await, 413);
+    change_settings(
+        &tunnel.stub.config(),
+        &[("limits", "request_body_length", 1000.into()), ("agents", "selector", "lowest-latency".into())],
+    );
+    tunnel.stub.process.signal(Signal::HUP);
+    eventually_async("the new limit", async || (status(&mut client.share()).await == 413).then_some(())).await;
+    // The port that the system chose is written into the file after the start, and may be named before.
+    let waiting = tunnel.stub.process.logged("the stub has to be started again");
+    let named = |key: &str| waiting.iter().any(|line| line["message"].as_str().unwrap().contains(key));
+    assert!(named("agents.selector") && !named("request_body_length"), "{waiting:?}");
+
+    change_settings(&tunnel.stub.config(), &[("limits", "requests_per_user", 0.into())]);
+    tunnel.stub.process.signal(Signal::HUP);
+    eventually_async("the complaint", async || {
+        let complaints = tunnel.stub.process.logged("the configuration stays as it was");
+        complaints.first().filter(|line| line["message"].as_str().unwrap().contains("requests_per_user")).map(|_| ())
+    })
+    .await;
+    assert_eq!(client.get(PODS).await.status, 200);
+    assert_eq!(tunnel.stub.agents(CLUSTER).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_another_authority_is_accepted_while_that_stands_beside_the_own() {
+    let tunnel = Tunnel::start();
+    let (state, process, user) = (tunnel.stub.state_dir(), &tunnel.stub.process, Access::of(&tunnel.kubeconfig()));
+    let file = state.join("agent-ca.pem");
+    let own = std::fs::read_to_string(&file).unwrap();
+    let keys = StubKeys::load(Arc::new(DirectoryStore::new(&state)), SystemTime::now()).unwrap();
+    let next = CertificateAuthority::create("next", SystemTime::now()).unwrap();
+    let agent = issued_by(&next, keys.server_authority());
+    let change = async |text: String, times: usize| {
+        std::fs::write(&file, text).unwrap();
+        process.signal(Signal::HUP);
+        eventually_async("the change", async || {
+            (process.logged("the client authority file has changed").len() == times).then_some(())
+        })
+        .await;
+    };
+
+    change(own.clone() + &next.certificate_pem(), 1).await;
+    let rogue = RogueAgent::connect(&tunnel.stub, &agent).await;
+    assert_eq!(tunnel.stub.agents(CLUSTER).len(), 2);
+    change(own.clone(), 2).await;
+    assert_eq!(tunnel.stub.agents(CLUSTER).len(), 2, "what is connected stays");
+    drop(rogue);
+    tunnel.stub.wait_for_agents(CLUSTER, 1);
+    let tls = Arc::new(qtunnel::pki::tunnel_client_config(&agent).unwrap());
+    let dialer = qtunnel::carrier::QuicDialer::new(tls, qtunnel::carrier::QuicSettings::default()).unwrap();
+    if let Ok(connection) = dialer.dial(tunnel.stub.address, "127.0.0.1").await {
+        // The client's end of the handshake is complete before the stub has looked at its certificate.
+        tokio::time::timeout(support::DEADLINE, connection.closed()).await.expect("a refusal");
+    }
+    assert_eq!(tunnel.stub.agents(CLUSTER).len(), 1);
+
+    std::fs::write(&file, next.certificate_pem()).unwrap();
+    process.signal(Signal::HUP);
+    eventually_async("the complaint", async || {
+        let complaints = process.logged("the client authority stays as it was");
+        complaints.first().filter(|line| line["message"].as_str().unwrap().contains("agent-ca.pem")).map(|_| ())
+    })
+    .await;
+    assert_eq!(user.get(PODS).await.status, 200);
+}
+
+/// An agent of the tunnel's cluster, of which `authority` says so.
+fn issued_by(authority: &CertificateAuthority, server: &CertificateAuthority) -> AgentCredentials {
+    let key = AgentKey::generate().unwrap();
+    let identity = AgentIdentity { cluster: CLUSTER.parse().unwrap(), agent: "next".parse().unwrap() };
+    let request = key.signing_request().unwrap();
+    let certificate = authority.issue_agent(&request, &identity, Duration::from_secs(600), SystemTime::now()).unwrap();
+    let folder = TempDir::new().unwrap();
+    let state = AgentState::open(folder.path()).unwrap();
+    state.store(&key, vec![certificate], server.certificate_der().clone()).unwrap()
 }

@@ -8,7 +8,7 @@ use super::CommandResult;
 use super::args::{CheckedObject, CheckedResource, OutputFormat, PolicyCheckArgs};
 use crate::kube::RequestInfo;
 use crate::stub::authorize::{
-    AccessWebhook, AllowAll, Authorizer, DenyAll, Explanation, Mismatch, OwnedAttributes, Policy, PolicyFile,
+    AccessWebhook, AllowAll, Authorizer, DenyAll, Explanation, Labels, Mismatch, OwnedAttributes, Policy, PolicyFile,
 };
 use crate::stub::{AuthorizationConfig, StubConfig};
 use crate::wire::Identity;
@@ -36,7 +36,7 @@ pub async fn check(args: PolicyCheckArgs) -> CommandResult {
 /// The decision of an authorizer that shows no rules.
 async fn fixed(authorizer: &dyn Authorizer, attributes: &OwnedAttributes) -> anyhow::Result<Explanation> {
     let decision = authorizer.authorize(attributes.borrowed()).await?;
-    Ok(Explanation { decision, rules: Vec::new() })
+    Ok(Explanation { decision, cluster_labels: Labels::new(), rules: Vec::new() })
 }
 
 fn attributes(args: &PolicyCheckArgs) -> OwnedAttributes {
@@ -73,11 +73,19 @@ fn text(explanation: &Explanation, attributes: &OwnedAttributes) -> String {
     let close: Vec<_> = close_misses(explanation).collect();
     if !explanation.decision.is_allowed() && !close.is_empty() {
         text.push_str("Rules for this user and cluster that do not allow it:\n");
-        for (rule, mismatch) in close {
+        for (rule, mismatch) in &close {
             text.push_str(&format!("  {rule}: {mismatch}\n"));
+        }
+        if close.iter().any(|(_, mismatch)| *mismatch == Mismatch::ClusterLabels) {
+            text.push_str(&format!("Labels of the cluster: {}\n", labels(explanation)));
         }
     }
     text
+}
+
+fn labels(explanation: &Explanation) -> String {
+    let labels: Vec<_> = explanation.cluster_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }
 }
 
 fn sentence(attributes: &OwnedAttributes) -> String {
@@ -111,6 +119,7 @@ fn json(explanation: &Explanation) -> serde_json::Value {
     json!({
         "allowed": explanation.decision.is_allowed(),
         "reason": explanation.decision.reason(),
+        "clusterLabels": explanation.cluster_labels,
         "rules": rules.collect::<Vec<_>>(),
     })
 }

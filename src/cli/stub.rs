@@ -52,7 +52,7 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
         config.agents.congestion = congestion;
     }
     let shutdown = shutdown_on_signal()?;
-    let stub = Stub::bind(config).await?;
+    let stub = Stub::builder(config).settings_file(&path).bind().await?;
     reload_on_hangup(stub.reload())?;
     tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP and TCP for agents");
     stub.run(shutdown).await;
@@ -137,7 +137,14 @@ kind = "directory"
 # kubeconfig = "kubeconfig.yaml"
 
 # Every file that [authentication], [authorization] and [audit] name is read again when it changes, and at SIGHUP. One that
-# cannot be used changes nothing: the log says what is wrong, and metrics count it.
+# cannot be used changes nothing: the log says what is wrong, and metrics count it. So is this file, for [limits] but for
+# client_connections and quic_handshakes, peers, agents.certificate_ttl and agents.report_interval; the log names what else has
+# changed and waits for the next start.
+#
+# agent-ca.pem and user-ca.pem begin with the authority that signs, and may hold others that are trusted as well. In a
+# directory they are read again like the files above. To exchange one: add the new certificate; put it first, with its key in
+# agent-ca-key.pem or user-ca-key.pem, and start the stub again; remove the old certificate when nobody has one of it any more.
+# Requests of its users end within ten seconds then, and its agents are refused when they connect again.
 
 [authentication]
 # Client certificates of user-ca.pem are always accepted: the common name is the user, each organization a group. Requests
@@ -152,8 +159,8 @@ kind = "directory"
 # revocation_file = "revoked.txt"
 # Static bearer tokens, a line `token,user,uid,"group1,group2"` for each.
 # token_file = "tokens.csv"
-# Issuers of JSON Web Tokens (OpenID Connect): an AuthenticationConfiguration as kube-apiserver reads it. Of CEL only
-# expressions that name a claim are understood (claims.email); any other is an error.
+# Issuers of JSON Web Tokens (OpenID Connect): an AuthenticationConfiguration as kube-apiserver reads it, with expressions
+# (CEL). They have at most 4096 bytes, no loop within a loop, and look at claims of at most 2048 values.
 # jwt_file = "authentication.yaml"
 # Whether whoever presents nothing is system:anonymous.
 # anonymous = false

@@ -66,8 +66,7 @@ impl CertificateAuthority {
         let path = store.place(&certificate);
         let unusable = |reason: String| AuthorityError::Unusable { path: path.display().to_string(), reason };
         let certificates = private_file::certificates(&path, &store::require(store, &certificate)?)?;
-        let [der] = <[_; 1]>::try_from(certificates)
-            .map_err(|_| unusable("it must hold exactly one certificate".to_owned()))?;
+        let der = certificates.into_iter().next().ok_or_else(|| unusable("it holds no certificate".to_owned()))?;
         let key_path = store.place(&key);
         let key_der = private_file::private_key(&key_path, &store::require(store, &key)?)?;
         let key_pair = KeyPair::try_from(&key_der)

@@ -20,6 +20,7 @@ pub mod store;
 mod stub_dir;
 mod tls;
 mod token_store;
+mod trusted_authorities;
 mod user_subject;
 
 #[cfg(test)]
@@ -42,8 +43,9 @@ pub use store::{DirectoryStore, KubernetesStore, Store, StoreError};
 pub use stub_dir::{ServerFiles, StubKeys, StubKeysError};
 pub use tls::{
     ALPN_HTTP3, TlsError, client_verifier, enrollment_client_config, front_server_config, shared_quic_server_config,
-    tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config, tunnel_client_config,
-    tunnel_server_config,
+    tcp_enrollment_client_config, tcp_tunnel_client_config, tcp_tunnel_server_config,
+    tcp_tunnel_server_config_verified_by, tunnel_client_config, tunnel_server_config, tunnel_server_config_verified_by,
 };
 pub use token_store::{JoinTokenStore, RedeemError, TokenError};
+pub use trusted_authorities::{AuthorityFiles, TrustedAuthorities};
 pub use user_subject::ReplaceError;

@@ -7,8 +7,6 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::tls::{TlsError, client_verifier};
-
 /// Who vouches for agents, and who for users.
 ///
 /// TLS over QUIC has to choose the verifier before it knows the application protocol. So the handshake takes a certificate
@@ -30,12 +28,9 @@ pub enum PeerRole {
 }
 
 impl PeerAuthorities {
-    /// The authorities of agents, and whoever knows those of users.
-    ///
-    /// # Errors
-    /// `agents` is empty or holds what is no certificate.
-    pub fn new(agents: &[CertificateDer<'_>], users: Arc<dyn ClientCertVerifier>) -> Result<Self, TlsError> {
-        Ok(Self { agents: client_verifier(agents, Vec::new())?, users })
+    /// Whoever knows the authorities of agents, and whoever knows those of users.
+    pub fn new(agents: Arc<dyn ClientCertVerifier>, users: Arc<dyn ClientCertVerifier>) -> Self {
+        Self { agents, users }
     }
 
     /// Checks that an authority for `role` vouches for the chain that a peer presented, now. A peer that presented none

@@ -20,10 +20,12 @@ use super::private_file::{self, FileError};
 use super::store::{self, Key, Store, StoreError, Table};
 use super::tls;
 use super::token_store::JoinTokenStore;
+use super::trusted_authorities::AuthorityFiles;
 
 /// What a stub needs to prove itself and to recognize others, loaded from one [`Store`]: `server-ca.pem`, `agent-ca.pem` and
 /// `user-ca.pem` with their keys in `*-ca-key.pem`, the server certificate in `server.pem` with `server-key.pem`, and join
-/// tokens. Stubs that use the same store are one to users and agents.
+/// tokens. Stubs that use the same store are one to users and agents. After the authority that signs, `agent-ca.pem` and
+/// `user-ca.pem` may hold others that are trusted as well ([`AuthorityFiles`]).
 #[derive(Debug)]
 pub struct StubKeys {
     store: Arc<dyn Store>,
@@ -75,12 +77,11 @@ impl StubKeys {
             AUTHORITIES.map(|name| load_authority(&*store, name, now));
         let (server_authority, agent_authority, user_authority) =
             (server_authority?, agent_authority?, user_authority?);
-        if agent_authority.certificate_der() == user_authority.certificate_der() {
-            return Err(StubKeysError::SharedAuthority);
-        }
         let (server, derivation) = load_server(&*store, &server_authority)?;
         let tokens = JoinTokenStore::new(store.clone(), server_authority.fingerprint());
-        Ok(Self { store, server_authority, agent_authority, user_authority, server, derivation, tokens })
+        let keys = Self { store, server_authority, agent_authority, user_authority, server, derivation, tokens };
+        AuthorityFiles::read(&keys)?.trusted(&keys)?;
+        Ok(keys)
     }
 
     /// Signs the stub's server certificate; join tokens pin it.
@@ -232,6 +233,21 @@ pub enum StubKeysError {
     /// Anybody of one kind could pass for the other kind.
     #[error("agent-ca.pem and user-ca.pem are the same authority: agents and users must not share one")]
     SharedAuthority,
+    /// A certificate that may not vouch for others.
+    #[error("{} holds what is not the certificate of an authority", path.display())]
+    NotAnAuthority {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Whoever has a certificate of this stub would be refused.
+    #[error(
+        "{} lacks the authority that this stub signs with; start the stub again to sign with another, which the file has \
+         to begin with, and keep both in the file until then", path.display()
+    )]
+    OwnAuthorityMissing {
+        /// The file.
+        path: PathBuf,
+    },
     /// The server certificate cannot be parsed.
     #[error("server.pem: {0}")]
     Certificate(#[from] CertificateError),

@@ -50,7 +50,7 @@ pub fn tunnel_server_config(
     server: &ServerCredentials,
     agent_authorities: &[CertificateDer<'_>],
 ) -> Result<ServerConfig, TlsError> {
-    tunnel_config_verified_by(server, client_verifier(agent_authorities, Vec::new())?)
+    tunnel_server_config_verified_by(server, client_verifier(agent_authorities, Vec::new())?)
 }
 
 /// [`tunnel_server_config`] for a QUIC endpoint that users share, who speak HTTP/3. Ask `authorities` after each handshake
@@ -62,16 +62,20 @@ pub fn shared_quic_server_config(
     server: &ServerCredentials,
     authorities: &PeerAuthorities,
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = tunnel_config_verified_by(server, authorities.either())?;
+    let mut config = tunnel_server_config_verified_by(server, authorities.either())?;
     config.alpn_protocols.push(ALPN_HTTP3.to_vec());
     Ok(config)
 }
 
-fn tunnel_config_verified_by(
+/// [`tunnel_server_config`] where `agents` says which certificates are accepted.
+///
+/// # Errors
+/// The cryptographic provider lacks TLS 1.3, which does not happen.
+pub fn tunnel_server_config_verified_by(
     server: &ServerCredentials,
-    verifier: Arc<dyn ClientCertVerifier>,
+    agents: Arc<dyn ClientCertVerifier>,
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = server_config(server, verifier, &[&TLS13])?;
+    let mut config = server_config(server, agents, &[&TLS13])?;
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec(), ALPN_ENROLLMENT.to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(TUNNEL_SESSIONS);
     config.send_tls13_tickets = SESSIONS_PER_HANDSHAKE;
@@ -89,7 +93,18 @@ pub fn tcp_tunnel_server_config(
     server: &ServerCredentials,
     agent_authorities: &[CertificateDer<'_>],
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = tunnel_server_config(server, agent_authorities)?;
+    tcp_tunnel_server_config_verified_by(server, client_verifier(agent_authorities, Vec::new())?)
+}
+
+/// [`tcp_tunnel_server_config`] where `agents` says which certificates are accepted.
+///
+/// # Errors
+/// The cryptographic provider lacks TLS 1.3, which does not happen.
+pub fn tcp_tunnel_server_config_verified_by(
+    server: &ServerCredentials,
+    agents: Arc<dyn ClientCertVerifier>,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = tunnel_server_config_verified_by(server, agents)?;
     config.alpn_protocols = vec![ALPN_TUNNEL_TCP.to_vec(), ALPN_ENROLLMENT_TCP.to_vec()];
     config.max_early_data_size = 0;
     Ok(config)

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::server::danger::ClientCertVerifier;
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::TaskTracker;
 
@@ -13,14 +14,15 @@ use super::audit::{
     AuditConfig, AuditLog, AuditSink, AuditWriter, DEFAULT_QUEUE_LENGTH, FileSink, OnFailure, SinkConfig, StdoutSink,
     WebhookSink,
 };
-use super::authenticate::{Authentication, Authenticator};
+use super::authenticate::{Authentication, Authenticator, ClientCertificates, OwnAuthorities};
 use super::authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyFile};
 use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
-use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::{Election, LeaseElection};
-use super::front::tcp::PortTls;
+use super::front::Front;
+use super::front::tcp::{PortTls, TcpFront};
 use super::limits::Limits;
+use super::live_settings::{LiveSettings, SettingsFile};
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
 use super::registry::Registry;
@@ -34,8 +36,8 @@ use super::shared::{KnownClusters, Shared};
 use super::{StartError, Stub, admin};
 use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
 use crate::pki::{
-    PeerAuthorities, Store, StoreError, StubKeys, StubKeysError, front_server_config, private_file,
-    shared_quic_server_config, tcp_tunnel_server_config, tunnel_server_config,
+    PeerAuthorities, PeerRole, Store, StoreError, StubKeys, StubKeysError, front_server_config, private_file,
+    shared_quic_server_config, tcp_tunnel_server_config_verified_by, tunnel_server_config_verified_by,
 };
 use crate::trace::Tracer;
 
@@ -46,6 +48,7 @@ use crate::trace::Tracer;
 #[derive(Debug)]
 pub struct StubBuilder {
     config: StubConfig,
+    settings_file: Option<PathBuf>,
     parts: Replacements,
 }
 
@@ -59,11 +62,21 @@ struct Replacements {
     session_store: Option<Arc<dyn SessionStore>>,
     store: Option<Arc<dyn Store>>,
     election: Option<Arc<dyn Election>>,
+    fronts: Vec<Box<dyn Front>>,
 }
 
 impl StubBuilder {
     pub(super) fn new(config: StubConfig) -> Self {
-        Self { config, parts: Replacements::default() }
+        Self { config, settings_file: None, parts: Replacements::default() }
+    }
+
+    /// Follows the settings file at `path`: what it changes of `[limits]` (but for `client_connections` and `quic_handshakes`), of
+    /// `peers`, `agents.certificate_ttl` and `agents.report_interval` is in force within three seconds, or at once after
+    /// [`Stub::reload`]. The log names what else it changes; that waits for the next start. Default: the settings stay as they
+    /// are.
+    pub fn settings_file(mut self, path: &Path) -> Self {
+        self.settings_file = Some(path.to_owned());
+        self
     }
 
     /// Vouches for users, in the place of every method under `[authentication]` and of `anonymous`. The rest of that section
@@ -113,6 +126,12 @@ impl StubBuilder {
         self
     }
 
+    /// Lets clients in at another place as well, besides the stub's own ports. It may be called for several.
+    pub fn front(mut self, front: impl Front) -> Self {
+        self.parts.fronts.push(Box::new(front));
+        self
+    }
+
     /// Loads the keys, renews the server certificate where that is due, and binds every address. Call it within a tokio
     /// runtime.
     ///
@@ -120,12 +139,16 @@ impl StubBuilder {
     ///
     /// A file of the settings cannot be used, or an address is not to be had: see [`StartError`].
     pub async fn bind(self) -> Result<Stub, StartError> {
-        let Self { config, parts } = self;
+        let Self { config, settings_file, parts } = self;
         let keys_are_in_directory = parts.store.is_none() && matches!(config.store, StoreConfig::Directory { .. });
         let keys = load_keys(&config, parts.store).await?;
-        let (users, agents) = (keys.user_authority().certificate_der(), keys.agent_authority().certificate_der());
-        let Authentication { authenticator, verifier, mut files } =
-            Authentication::load(&config.authentication, parts.authenticator, users, agents)?;
+        // A directory costs nothing to look into every second.
+        let own = match keys_are_in_directory {
+            true => OwnAuthorities::followed(keys.clone()),
+            false => OwnAuthorities::fixed(keys.clone())?,
+        };
+        let Authentication { authenticator, certificates, mut files } =
+            Authentication::load(&config.authentication, parts.authenticator, own)?;
         let authorization = match parts.authorizer {
             Some(authorizer) => Authorization { authorizer, policy_file: None, files: Vec::new() },
             None => Authorization::new(&config.authorization)?,
@@ -138,8 +161,7 @@ impl StubBuilder {
             }
             None => audit_log(&config.audit, &mut files).await?,
         };
-        // A directory costs nothing to look into every second. In another store the check for renewal finds what another stub has
-        // put there.
+        // In another store the check for renewal finds what another stub has put there.
         if keys_are_in_directory {
             files.push(Arc::new(Followed::load(ServerCertificate(keys.clone()))?));
         }
@@ -151,7 +173,13 @@ impl StubBuilder {
             Some(election) => Some(election),
             None => lease_election(&config, instance).await?,
         };
-        let StubTls { port, quic, peers } = StubTls::new(&keys, verifier, config.http3.enabled)?;
+        let limits = Arc::new(Limits::new(&config.limits, watchers.metrics.clone()));
+        let live_settings = Arc::new(ArcSwap::from_pointee(LiveSettings::of(&config)));
+        if let Some(path) = settings_file {
+            let file = SettingsFile::new(&path, live_settings.clone(), limits.clone());
+            files.push(Arc::new(Followed::load(file)?));
+        }
+        let StubTls { port, quic, peers } = StubTls::new(&keys, &certificates, config.http3.enabled)?;
         let Listeners { front, tunnel, admin, admin_listener } = Listeners::bind(&config, quic, &keys).await?;
         let shared = Arc::new(Shared {
             started_at: SystemTime::now(),
@@ -159,8 +187,9 @@ impl StubBuilder {
             authorizer: authorization.authorizer,
             policy_file: authorization.policy_file,
             followed_files: files,
+            live_settings,
             audit,
-            limits: Limits::new(&config.limits, watchers.metrics.clone()),
+            limits,
             watchers,
             open_requests: Arc::new(OpenRequests::default()),
             registry: Registry::new(parts.selector.unwrap_or_else(|| config.agents.selector.selector())),
@@ -170,11 +199,6 @@ impl StubBuilder {
             clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
-            patience: Patience {
-                dispatch: config.limits.dispatch(),
-                response: config.limits.response(),
-                silence: config.limits.silence(),
-            },
             tasks: TaskTracker::new(),
             drain: Drain::default(),
             keys,
@@ -182,8 +206,8 @@ impl StubBuilder {
             election,
             config,
         });
-        let (tls, reload) = (port, Arc::default());
-        Ok(Stub { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload })
+        let (front, fronts, reload) = (TcpFront { listener: front, tls: port }, parts.fronts, Arc::default());
+        Ok(Stub { shared, front, fronts, tunnel, admin, audit_writer, exporter, admin_listener, reload })
     }
 }
 
@@ -195,16 +219,16 @@ struct StubTls {
 }
 
 impl StubTls {
-    fn new(keys: &StubKeys, verifier: Arc<dyn ClientCertVerifier>, has_http3: bool) -> Result<Self, StartError> {
-        let agents = std::slice::from_ref(keys.agent_authority().certificate_der());
+    fn new(keys: &StubKeys, certificates: &ClientCertificates, has_http3: bool) -> Result<Self, StartError> {
+        let (users, agents) = (certificates.verifier(PeerRole::User), certificates.verifier(PeerRole::Agent));
         let port = PortTls {
-            clients: Arc::new(front_server_config(keys.server(), verifier.clone())?),
-            agents: Arc::new(tcp_tunnel_server_config(keys.server(), agents)?),
+            clients: Arc::new(front_server_config(keys.server(), users.clone())?),
+            agents: Arc::new(tcp_tunnel_server_config_verified_by(keys.server(), agents.clone())?),
         };
-        let peers = PeerAuthorities::new(agents, verifier)?;
+        let peers = PeerAuthorities::new(agents.clone(), users);
         let quic = match has_http3 {
             true => shared_quic_server_config(keys.server(), &peers)?,
-            false => tunnel_server_config(keys.server(), agents)?,
+            false => tunnel_server_config_verified_by(keys.server(), agents)?,
         };
         Ok(Self { port, quic, peers })
     }

@@ -19,7 +19,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Ends everything that goes on, and returns when nothing does any more, or when it has taken too long.
 pub async fn run(shared: &Shared) {
-    let limits = &shared.config.limits;
+    let live = shared.live();
+    let limits = &live.limits;
 
     // Not ready any more: load balancers choose another stub, agents dial another one. Whatever comes meanwhile is served,
     // because they take a moment to notice (Kubernetes updates its Services while it already stops the pod).

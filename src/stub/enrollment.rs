@@ -78,7 +78,7 @@ pub async fn enroll(shared: &Shared, request: &Enroll, address: SocketAddr) -> R
 /// Issues a certificate for `identity` and the key in `request`.
 pub async fn issue(shared: &Shared, request: Bytes, identity: AgentIdentity) -> Result<Issued, EnrollmentError> {
     let keys = shared.keys.clone();
-    let ttl = shared.config.agents.certificate_ttl.unsigned_abs();
+    let ttl = shared.live().certificate_ttl;
     let issuing = tokio::task::spawn_blocking(move || {
         let certificate = keys.agent_authority().issue_agent(&request, &identity, ttl, SystemTime::now())?;
         let not_after = Validity::of(&certificate)?.not_after;

@@ -45,7 +45,7 @@ impl StubHandle {
     pub async fn dial(&self, cluster: &ClusterId, network: &str, address: &str) -> Result<StreamSocket, DialError> {
         let request = Dial { network: network.parse()?, address: address.parse()?, audit_id: new_audit_id() };
         tracing::info!(%cluster, audit_id = request.audit_id, address = %request.address, "connecting through an agent");
-        dial(&self.0.registry, cluster, request, self.0.patience.dispatch).await
+        dial(&self.0.registry, cluster, request, self.0.live().patience().dispatch).await
     }
 
     /// Makes one request at `cluster`'s API server in the name of `identity`, of whom this program is sure. The path is the

@@ -22,9 +22,10 @@ pub mod election;
 mod enrollment;
 mod event_stream;
 mod farewell;
-mod front;
+pub mod front;
 mod handle;
 mod limits;
+mod live_settings;
 mod meter;
 mod metrics;
 mod open_requests;
@@ -41,6 +42,7 @@ mod server_certificate;
 pub mod sessions;
 mod shared;
 mod span;
+mod text_file;
 mod tunnel;
 mod webhook_file;
 
@@ -51,6 +53,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -73,7 +76,8 @@ use admin::Admin;
 use audit::AuditWriter;
 use authenticate::AuthenticationError;
 use authorize::PolicyError;
-use front::tcp::PortTls;
+use front::tcp::TcpFront;
+use front::{Door, Front};
 use shared::Shared;
 use webhook_file::WebhookFileError;
 
@@ -81,10 +85,10 @@ use webhook_file::WebhookFileError;
 #[derive(Debug)]
 pub struct Stub {
     shared: Arc<Shared>,
-    front: TcpListener,
+    front: TcpFront,
+    fronts: Vec<Box<dyn Front>>,
     tunnel: QuicListener,
     admin: UnixListener,
-    tls: PortTls,
     audit_writer: Option<AuditWriter>,
     exporter: Option<Exporter>,
     admin_listener: Option<TcpListener>,
@@ -97,6 +101,9 @@ pub enum StartError {
     /// The keys.
     #[error(transparent)]
     Keys(#[from] StubKeysError),
+    /// The settings file, which is followed.
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
     /// What TLS makes of the keys.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -176,7 +183,7 @@ impl Stub {
 
     /// The address that is listened on, TCP and UDP.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.front.local_addr()
+        self.front.listener.local_addr()
     }
 
     /// The admin address, where the dashboard is; `None` where none is configured.
@@ -190,14 +197,16 @@ impl Stub {
     }
 
     /// Notified, it makes the running stub read at once what it otherwise reads again when it sees a change: policy, tokens,
-    /// issuers, webhooks, authorities, revocation lists, and its own certificate.
+    /// issuers, webhooks, authorities, revocation lists, its own certificate, and the settings if it follows their file.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }
 
     /// Serves until `shutdown`, then lets requests end within the drain delay and the shutdown timeout.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { shared, front, tunnel, admin, tls, audit_writer, exporter, admin_listener, reload: now } = self;
+        let Self { shared, front, fronts, tunnel, admin, audit_writer, exporter, admin_listener, reload: now } = self;
+        let door = Door::new(shared.clone());
+        let fronts = join_all(fronts.into_iter().map(|front| serve_at(front, door.clone())));
         let socket = shared.config.admin_socket();
         // What goes on until the last request has ended.
         let stopped = CancellationToken::new();
@@ -209,9 +218,8 @@ impl Stub {
                 drain::run(&shared).await;
             };
             // Both go on while the stub drains, and tell those who come that it does.
-            let serving = async {
-                tokio::join!(front::tcp::run(shared.clone(), front, tls), tunnel::run(shared.clone(), &tunnel))
-            };
+            let serving =
+                async { tokio::join!(Box::new(front).run(door), fronts, tunnel::run(shared.clone(), &tunnel)) };
             tokio::select! {
                 _ = serving => {}
                 () = draining => {}
@@ -242,6 +250,12 @@ impl Stub {
         // A socket that is left behind is replaced at the next start.
         let _ = std::fs::remove_file(socket);
     }
+}
+
+async fn serve_at(front: Box<dyn Front>, door: Door) {
+    let name = format!("{front:?}");
+    front.run(door).await;
+    tracing::error!(front = name, "a front has ended: no client comes in there any more");
 }
 
 async fn write_audit_log(writer: Option<AuditWriter>, stopped: &CancellationToken) {

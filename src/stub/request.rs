@@ -1,6 +1,5 @@
 //! The life of a request at the stub, from top to bottom: [`serve`].
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +51,7 @@ pub async fn serve<B>(
     shared: Arc<Shared>,
     connection: Arc<ClientConnection>,
     request: Request<B>,
-) -> Result<Response<AnswerBody>, Infallible>
+) -> Response<AnswerBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display + Send,
@@ -77,7 +76,7 @@ where
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     advertise_http3(&shared, version, response.headers_mut());
-    Ok(response)
+    response
 }
 
 /// Makes one request of the program that the stub is a part of, for a user that it vouches for.
@@ -204,7 +203,7 @@ where
         },
     };
     let exchange = tokio::select! {
-        exchange = dispatch(&shared.registry, outgoing, shared.patience) => exchange?,
+        exchange = dispatch(&shared.registry, outgoing, shared.live().patience()) => exchange?,
         ending = ending_of(&open) => {
             record.ended_by(&ending);
             // It may be with the API server already.
@@ -246,7 +245,7 @@ fn admit(shared: &Shared, attributes: &OwnedAttributes, record: &mut RequestReco
 
 /// How long the body may be; `None` where nothing bounds it.
 fn body_bound(shared: &Shared, head: &RequestHead, request: &RequestInfo) -> Result<Option<u64>, Status> {
-    let limit = shared.config.limits.request_body_length;
+    let limit = shared.live().limits.request_body_length;
     let is_bounded = limit > 0 && head.upgrade.is_none() && request.verb != "proxy" && request.subresource != "proxy";
     let bound = is_bounded.then_some(limit);
     let announced = headers::content_length(&head.headers).map_err(|error| Status::bad_request(error.to_string()))?;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio_util::task::TaskTracker;
 
@@ -11,10 +12,10 @@ use super::audit::AuditLog;
 use super::authenticate::Authenticator;
 use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
-use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::{Election, Leadership};
 use super::limits::Limits;
+use super::live_settings::LiveSettings;
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
 use super::registry::Registry;
@@ -31,8 +32,10 @@ use crate::wire::ClusterId;
 pub struct Shared {
     /// Since when it runs.
     pub started_at: SystemTime,
-    /// The settings.
+    /// The settings at the start. What may change since is in [`Shared::live`].
     pub config: StubConfig,
+    /// See [`Shared::live`].
+    pub live_settings: Arc<ArcSwap<LiveSettings>>,
     /// Made when the process starts: by it agents know whether two addresses lead here.
     pub instance: u64,
     /// Which stub leads; `None` where each does.
@@ -48,7 +51,7 @@ pub struct Shared {
     /// Where it is told who did what.
     pub audit: AuditLog,
     /// What anybody may take.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// Who is told of every request.
     pub watchers: Watchers,
     /// The requests that are open now.
@@ -69,8 +72,6 @@ pub struct Shared {
     pub keys: Arc<StubKeys>,
     /// Which clusters exist.
     pub clusters: KnownClusters,
-    /// How patient dispatching is.
-    pub patience: Patience,
     /// Everything that a stop waits for.
     pub tasks: TaskTracker,
     /// How far a stop has come.
@@ -78,6 +79,11 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// The settings that may change while the stub runs, as they are now.
+    pub fn live(&self) -> Arc<LiveSettings> {
+        self.live_settings.load_full()
+    }
+
     /// Who leads, if there is an election.
     pub fn leadership(&self) -> Option<Leadership> {
         self.election.as_ref().map(|election| election.leadership().borrow().clone())

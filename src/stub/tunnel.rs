@@ -67,11 +67,17 @@ pub async fn serve_over_tcp(
     stranger: Stranger,
     address: SocketAddr,
 ) {
+    let patience = shared.live().limits.handshake();
+    let chain = socket.get_ref().1.peer_certificates().unwrap_or_default();
+    let vouched_for = shared.peers.verify(PeerRole::Agent, chain);
     let result = match accepted_over_tcp(socket, &shared.config.agents.tcp()) {
         Ok(connection) => {
             let stranger = Some(stranger);
-            let newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions, stranger };
-            identified(shared, newcomer).await
+            let mut newcomer = Newcomer { connection: &connection, handshake: Handshake::done(), sessions, stranger };
+            match vouched_for {
+                Ok(()) => identified(shared, newcomer).await,
+                Err(error) => newcomer.refuse(Refusal::NotVouchedFor(error), patience).await,
+            }
         }
         Err(end) => Err(Refusal::from(end)),
     };
@@ -91,6 +97,12 @@ struct Newcomer<'a> {
 }
 
 impl Newcomer<'_> {
+    /// Closes the connection with the reason.
+    async fn refuse(&mut self, refusal: Refusal, patience: Duration) -> Result<(), Refusal> {
+        self.close(refusal.code(), &refusal.to_string(), patience).await;
+        Err(refusal)
+    }
+
     /// Closes the connection. Before the end of the handshake the peer would not be told why (RFC 9000, section 10.2.3).
     async fn close(&mut self, code: ErrorCode, reason: &str, patience: Duration) {
         let _ = complete(&mut self.handshake, patience).await;
@@ -175,7 +187,7 @@ fn attempt(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
 /// One connection over QUIC, from its handshake to its end.
 async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     let Attempt { incoming, stranger, permit } = attempt;
-    let patience = shared.config.limits.handshake();
+    let patience = shared.live().limits.handshake();
     let sessions = ConnectionSessions::new(shared.sessions.clone());
     let identifying = incoming.with_sessions(sessions.clone())?.identify();
     let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
@@ -199,17 +211,13 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
             Ok(())
         }
         Ok(()) => identified(shared, newcomer).await,
-        Err(error) => {
-            let refusal = Refusal::NotVouchedFor(error);
-            newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
-            Err(refusal)
-        }
+        Err(error) => newcomer.refuse(Refusal::NotVouchedFor(error), patience).await,
     }
 }
 
 /// What follows, whatever carries the connection.
 async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), Refusal> {
-    let patience = shared.config.limits.handshake();
+    let patience = shared.live().limits.handshake();
     let result = match newcomer.connection.protocol().as_deref() {
         Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer).await,
         Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => enroll(shared, &mut newcomer, patience).await,
@@ -300,7 +308,7 @@ fn admitted(shared: &Shared, connection: &Connection) -> Result<(AgentIdentity, 
 async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
     let Newcomer { connection, handshake, sessions, stranger } = newcomer;
     let connection = *connection;
-    let patience = shared.config.limits.handshake();
+    let patience = shared.live().limits.handshake();
     let (identity, validity) = admitted(shared, connection)?;
     sessions.belong_to(&identity);
     let ControlStream { mut sender, mut receiver, is_early } =
@@ -313,7 +321,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
         last_word(connection, &mut sender, Frame::Refused(Refused { reason }), patience).await?;
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
-    let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    let report_interval = shared.live().report_interval;
     // The agent has come here by another address of this stub without knowing, and is better served by what it has.
     if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
         let welcome = Frame::Welcome(welcome(shared, report_interval));
@@ -351,7 +359,7 @@ fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
     Welcome {
         stub: shared.config.name.clone(),
         report_interval,
-        other_stubs: shared.config.peers.clone(),
+        other_stubs: shared.live().peers.clone(),
         instance: Some(shared.instance),
     }
 }
@@ -430,7 +438,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(mut self, mut sender: FrameSender, mut receiver: FrameReceiver) -> SessionEnd {
-        let refusing = refuse_streams(self.link.connection.clone(), self.shared.config.limits.handshake());
+        let refusing = refuse_streams(self.link.connection.clone(), self.shared.live().limits.handshake());
         tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
         let mut before = *path.borrow_and_update();

@@ -2,24 +2,21 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::server::danger::ClientCertVerifier;
-
 use super::{
-    Anonymous, Authenticator, CertificateFilesError, Chain, ClientCertificates, JwtAuthenticator, JwtConfigError,
-    RevocationError, RevocationList, SystemNames, TokenFile, TokenFileError, TokenWebhook, TokenWebhookError,
-    TokenWebhookSettings,
+    Anonymous, Authenticator, CertificateFilesError, Chain, ClientCertificates, JwtAuthenticator, OwnAuthorities,
+    RevocationList, SystemNames, TokenFile, TokenWebhook, TokenWebhookError, TokenWebhookSettings,
 };
 use crate::stub::config::{AuthenticationConfig, Method, TokenWebhookConfig};
 use crate::stub::reload::Reload;
+use crate::stub::text_file::TextFileError;
 
 /// What came of the settings.
 #[derive(Debug)]
 pub struct Authentication {
     /// Whom to ask.
     pub authenticator: Arc<dyn Authenticator>,
-    /// What TLS asks about client certificates.
-    pub verifier: Arc<dyn ClientCertVerifier>,
+    /// What TLS asks about the certificates of users and of agents.
+    pub certificates: ClientCertificates,
     /// What has to be followed for changes to be seen.
     pub(in crate::stub) files: Vec<Arc<dyn Reload>>,
 }
@@ -30,36 +27,28 @@ pub enum AuthenticationError {
     /// The files of authorities and revocation lists.
     #[error(transparent)]
     Certificates(#[from] CertificateFilesError),
-    /// The list of revoked users.
+    /// A file of revoked users, of static tokens or of issuers.
     #[error(transparent)]
-    Revocation(#[from] RevocationError),
-    /// The file of static tokens.
-    #[error(transparent)]
-    TokenFile(#[from] TokenFileError),
-    /// The file of issuers.
-    #[error(transparent)]
-    Jwt(#[from] JwtConfigError),
+    File(#[from] TextFileError),
     /// The webhook for tokens.
     #[error(transparent)]
     TokenWebhook(#[from] TokenWebhookError),
 }
 
 impl Authentication {
-    /// Reads every file that the settings name. `users` is the stub's own authority of users, `agents` that of agents. With
-    /// `instead`, nobody else is asked, and the files of the others are not read.
+    /// Reads every file that the settings name, and the stub's `own` authorities. With `instead`, nobody else is asked, and
+    /// the files of the others are not read.
     ///
     /// # Errors
     /// A file cannot be used.
     pub fn load(
         config: &AuthenticationConfig,
         instead: Option<Arc<dyn Authenticator>>,
-        users: &CertificateDer<'static>,
-        agents: &CertificateDer<'static>,
+        own: OwnAuthorities,
     ) -> Result<Self, AuthenticationError> {
         let names = SystemNames::new(config.system_names.clone());
         let (authorities, lists) = (&config.client_ca_files, &config.crl_files);
-        let certificates = ClientCertificates::load(users.clone(), agents.clone(), authorities, lists, names.clone())?;
-        let verifier = certificates.verifier();
+        let certificates = ClientCertificates::load(own, authorities, lists, names.clone())?;
         let mut built = Built { files: vec![certificates.file()], authenticators: Vec::new() };
         match instead {
             Some(authenticator) => built.authenticators.push(authenticator),
@@ -68,7 +57,7 @@ impl Authentication {
         let Built { mut files, authenticators } = built;
         let revoked = config.revocation_file.as_deref().map(RevocationList::load).transpose()?;
         files.extend(revoked.as_ref().map(RevocationList::file));
-        Ok(Self { authenticator: Arc::new(Chain::new(authenticators, revoked)), verifier, files })
+        Ok(Self { authenticator: Arc::new(Chain::new(authenticators, revoked)), certificates, files })
     }
 }
 

@@ -17,15 +17,17 @@ use tokio::sync::watch;
 use super::{
     Authenticating, Authenticator, ClientCertificate, Credentials, NotVouched, Proof, SystemNames, Vouched, answered,
 };
-use crate::pki::client_verifier;
+use crate::pki::{AuthorityFiles, PeerRole, StubKeys, StubKeysError, TrustedAuthorities, client_verifier};
 use crate::stub::reload::{Followed, Reload, Source};
 
 /// Knows users by their client certificates: the common name is the user, each organization a group.
 ///
-/// Certificates of the stub's own user authority may name anybody; those of further authorities only whom [`SystemNames`]
-/// lets others name. The files of further authorities and of revocation lists are read again when they change, and
-/// certificates that have been accepted are verified again then: also those of open connections and resumed sessions,
-/// which TLS does not look at twice.
+/// Certificates of the stub's own user authorities may name anybody; those of further authorities only whom [`SystemNames`]
+/// lets others name. The files of authorities and of revocation lists are read again when they change, and certificates
+/// that have been accepted are verified again then: also those of open connections and resumed sessions, which TLS does not
+/// look at twice.
+///
+/// It knows who vouches for agents as well, because no authority may vouch for both.
 #[derive(Debug, Clone)]
 pub struct ClientCertificates {
     files: Arc<Followed<Files>>,
@@ -49,27 +51,27 @@ pub enum CertificateFilesError {
         /// The file.
         path: PathBuf,
     },
+    /// The stub's own authorities.
+    #[error(transparent)]
+    Own(#[from] StubKeysError),
     /// What they say together.
     #[error("client certificates cannot be verified: {0}")]
     Verifier(#[from] crate::pki::TlsError),
 }
 
 impl ClientCertificates {
-    /// Accepts certificates of `own` and of the authorities in `authority_files`, unless a list in `crl_files` revokes
-    /// them. `agents` is the authority that none of them may be.
+    /// Accepts certificates of `own` authorities and of those in `authority_files`, unless a list in `crl_files` revokes them.
     ///
     /// # Errors
     /// See [`CertificateFilesError`].
     pub fn load(
-        own: CertificateDer<'static>,
-        agents: CertificateDer<'static>,
+        own: OwnAuthorities,
         authority_files: &[PathBuf],
         crl_files: &[PathBuf],
         names: SystemNames,
     ) -> Result<Self, CertificateFilesError> {
         let files = Files {
             own,
-            agents,
             authorities: authority_files.to_vec(),
             lists: crl_files.to_vec(),
             // A certificate that has not been verified has 0.
@@ -78,10 +80,10 @@ impl ClientCertificates {
         Ok(Self { files: Arc::new(Followed::load(files)?), names })
     }
 
-    /// What TLS asks in each handshake.
-    pub fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+    /// What TLS asks in each handshake with a peer of this kind.
+    pub fn verifier(&self, role: PeerRole) -> Arc<dyn ClientCertVerifier> {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
-        Arc::new(CurrentTrust { files: self.files.clone(), provider: Arc::new(provider) })
+        Arc::new(CurrentTrust { files: self.files.clone(), role, provider: Arc::new(provider) })
     }
 
     /// What has to be followed for changes to be seen.
@@ -121,11 +123,38 @@ impl Authenticator for ClientCertificates {
     }
 }
 
-/// The files, and the authorities that are known without one.
+/// The stub's own authorities.
+#[derive(Debug)]
+pub struct OwnAuthorities {
+    keys: Arc<StubKeys>,
+    /// What they were; `None`: they are read again and again.
+    fixed: Option<AuthorityFiles>,
+}
+
+impl OwnAuthorities {
+    /// Those in the store of `keys`, which is looked into every second. Its files cost little; others may cost much.
+    pub fn followed(keys: Arc<StubKeys>) -> Self {
+        Self { keys, fixed: None }
+    }
+
+    /// Those in the store of `keys` now.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn fixed(keys: Arc<StubKeys>) -> Result<Self, StubKeysError> {
+        let fixed = Some(AuthorityFiles::read(&keys)?);
+        Ok(Self { keys, fixed })
+    }
+
+    fn read(&self) -> Result<AuthorityFiles, StubKeysError> {
+        self.fixed.clone().map_or_else(|| AuthorityFiles::read(&self.keys), Ok)
+    }
+}
+
+/// The files of every authority and revocation list.
 #[derive(Debug)]
 struct Files {
-    own: CertificateDer<'static>,
-    agents: CertificateDer<'static>,
+    own: OwnAuthorities,
     authorities: Vec<PathBuf>,
     lists: Vec<PathBuf>,
     next_state: AtomicU64,
@@ -134,6 +163,7 @@ struct Files {
 /// Whom to trust.
 #[derive(Debug)]
 struct Trust {
+    agents: Arc<dyn ClientCertVerifier>,
     own: Arc<dyn ClientCertVerifier>,
     others: Option<Arc<dyn ClientCertVerifier>>,
     /// Another number for each state that has been in force.
@@ -148,8 +178,8 @@ enum Signer {
 }
 
 impl Source for Files {
-    /// What stands in the files: of authorities, and of revocation lists.
-    type Content = (Vec<Vec<u8>>, Vec<Vec<u8>>);
+    /// What stands in the files: of the stub's own authorities, of further ones, and of revocation lists.
+    type Content = (AuthorityFiles, Vec<Vec<u8>>, Vec<Vec<u8>>);
     type Value = Trust;
     type Error = CertificateFilesError;
 
@@ -160,14 +190,15 @@ impl Source for Files {
     fn read(&self) -> Result<Self::Content, CertificateFilesError> {
         let read = |path: &PathBuf| std::fs::read(path).map_err(|error| failed(path, &error));
         let authorities = self.authorities.iter().map(read).collect::<Result<_, _>>()?;
-        Ok((authorities, self.lists.iter().map(read).collect::<Result<_, _>>()?))
+        Ok((self.own.read()?, authorities, self.lists.iter().map(read).collect::<Result<_, _>>()?))
     }
 
-    fn build(&self, (authorities, lists): &Self::Content) -> Result<Trust, CertificateFilesError> {
+    fn build(&self, (own, authorities, lists): &Self::Content) -> Result<Trust, CertificateFilesError> {
+        let TrustedAuthorities { agents, users } = own.trusted(&self.own.keys)?;
         let mut others = Vec::new();
         for (path, bytes) in self.authorities.iter().zip(authorities) {
             let found = certificates(path, bytes)?;
-            if found.contains(&self.agents) {
+            if found.iter().any(|authority| agents.contains(authority)) {
                 return Err(CertificateFilesError::AgentAuthority { path: path.clone() });
             }
             others.extend(found);
@@ -177,7 +208,8 @@ impl Source for Files {
             revoked.extend(revocation_lists(path, bytes)?);
         }
         Ok(Trust {
-            own: client_verifier(std::slice::from_ref(&self.own), revoked.clone())?,
+            agents: client_verifier(&agents, Vec::new())?,
+            own: client_verifier(&users, revoked.clone())?,
             others: if others.is_empty() { None } else { Some(client_verifier(&others, revoked)?) },
             state: self.next_state.fetch_add(1, Ordering::Relaxed),
         })
@@ -214,11 +246,12 @@ impl Trust {
 #[derive(Debug)]
 struct CurrentTrust {
     files: Arc<Followed<Files>>,
+    role: PeerRole,
     provider: Arc<CryptoProvider>,
 }
 
 impl ClientCertVerifier for CurrentTrust {
-    /// Mandatory would shut out users with tokens.
+    /// Mandatory would shut out users with tokens, and agents that are to enrol.
     fn client_auth_mandatory(&self) -> bool {
         false
     }
@@ -234,7 +267,11 @@ impl ClientCertVerifier for CurrentTrust {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.files.current().verify(end_entity, intermediates, now).map(|(_, verified)| verified)
+        let trust = self.files.current();
+        match self.role {
+            PeerRole::Agent => trust.agents.verify_client_cert(end_entity, intermediates, now),
+            PeerRole::User => trust.verify(end_entity, intermediates, now).map(|(_, verified)| verified),
+        }
     }
 
     fn verify_tls12_signature(

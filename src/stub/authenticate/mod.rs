@@ -22,15 +22,16 @@ use tokio::sync::watch;
 
 pub use anonymous::Anonymous;
 pub use build::{Authentication, AuthenticationError};
-pub use certificates::{CertificateFilesError, ClientCertificates};
+pub use certificates::{CertificateFilesError, ClientCertificates, OwnAuthorities};
 pub use chain::Chain;
 pub use credentials::{ClientCertificate, CredentialKey, Credentials};
-pub use jwt::{JwtAuthenticator, JwtConfigError};
+pub use jwt::JwtAuthenticator;
 pub use names::SystemNames;
-pub use revocation::{RevocationError, RevocationList};
-pub use token_file::{TokenFile, TokenFileError};
+pub use revocation::RevocationList;
+pub use token_file::TokenFile;
 pub use webhook::{TokenWebhook, TokenWebhookError, TokenWebhookSettings};
 
+pub use crate::stub::text_file::TextFileError;
 use crate::wire::Identity;
 
 /// Vouches for users.

@@ -1,30 +1,20 @@
 //! Users and certificates that are not accepted any more.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::{Credentials, NotVouched, Vouched};
-use crate::stub::reload::{Followed, Reload, Source};
+use crate::stub::reload::{Followed, Reload};
+use crate::stub::text_file::{TextFile, TextFileError};
 
 /// A file that takes users and certificates back, read again when it changes: a line `user NAME` for each user, however they
 /// authenticate, and `certificate SERIAL` for each client certificate, its serial number in hexadecimal as `openssl x509
 /// -serial` prints it, colons or not. Lines that begin with `#` say nothing.
 #[derive(Debug, Clone)]
-pub struct RevocationList(Arc<Followed<File>>);
-
-/// Why a revocation list cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("the revocation list {}: {why}", path.display())]
-pub struct RevocationError {
-    path: PathBuf,
-    why: String,
-}
-
-#[derive(Debug)]
-struct File(PathBuf);
+pub struct RevocationList(Arc<Followed<TextFile<Revoked>>>);
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Revoked {
@@ -37,8 +27,8 @@ impl RevocationList {
     ///
     /// # Errors
     /// It cannot be read, or a line of it means nothing.
-    pub fn load(path: &Path) -> Result<Self, RevocationError> {
-        Followed::load(File(path.to_owned())).map(|file| Self(Arc::new(file)))
+    pub fn load(path: &Path) -> Result<Self, TextFileError> {
+        Followed::load(TextFile::new(path, "revocation", Revoked::parse)).map(|file| Self(Arc::new(file)))
     }
 
     /// Whether the credentials still count.
@@ -64,30 +54,6 @@ impl RevocationList {
     /// What has to be followed for changes to be seen.
     pub(in crate::stub) fn file(&self) -> Arc<dyn Reload> {
         self.0.clone()
-    }
-}
-
-impl Source for File {
-    type Content = String;
-    type Value = Revoked;
-    type Error = RevocationError;
-
-    fn name(&self) -> &'static str {
-        "revocation"
-    }
-
-    fn read(&self) -> Result<String, RevocationError> {
-        std::fs::read_to_string(&self.0).map_err(|error| self.failed(error.to_string()))
-    }
-
-    fn build(&self, text: &String) -> Result<Revoked, RevocationError> {
-        Revoked::parse(text).map_err(|why| self.failed(why))
-    }
-}
-
-impl File {
-    fn failed(&self, why: String) -> RevocationError {
-        RevocationError { path: self.0.clone(), why }
     }
 }
 

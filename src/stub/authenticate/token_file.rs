@@ -1,66 +1,33 @@
 //! Static bearer tokens from a file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::{Authenticating, Authenticator, Credentials, Proof, Vouched, answered};
 use crate::kube::StaticTokens;
-use crate::stub::reload::{Followed, Reload, Source};
+use crate::stub::reload::{Followed, Reload};
+use crate::stub::text_file::{TextFile, TextFileError};
 
 /// Knows the bearers of the tokens in a file, in the format of kube-apiserver's `--token-auth-file`. The file is read again
 /// when it changes.
 #[derive(Debug, Clone)]
-pub struct TokenFile(Arc<Followed<File>>);
-
-/// Why a token file cannot be used. It does not hold a token.
-#[derive(Debug, thiserror::Error)]
-#[error("the token file {}: {why}", path.display())]
-pub struct TokenFileError {
-    path: PathBuf,
-    why: String,
-}
-
-#[derive(Debug)]
-struct File(PathBuf);
+pub struct TokenFile(Arc<Followed<TextFile<StaticTokens>>>);
 
 impl TokenFile {
     /// Reads the file for the first time.
     ///
     /// # Errors
     /// It cannot be read, or one of its lines cannot be used.
-    pub fn load(path: &Path) -> Result<Self, TokenFileError> {
-        Followed::load(File(path.to_owned())).map(|file| Self(Arc::new(file)))
+    pub fn load(path: &Path) -> Result<Self, TextFileError> {
+        let parse = |text: &str| StaticTokens::parse(text).map_err(|error| error.to_string());
+        Followed::load(TextFile::new(path, "token", parse)).map(|file| Self(Arc::new(file)))
     }
 
     /// What has to be followed for changes to be seen.
     pub(in crate::stub) fn file(&self) -> Arc<dyn Reload> {
         self.0.clone()
-    }
-}
-
-impl Source for File {
-    type Content = String;
-    type Value = StaticTokens;
-    type Error = TokenFileError;
-
-    fn name(&self) -> &'static str {
-        "token"
-    }
-
-    fn read(&self) -> Result<String, TokenFileError> {
-        std::fs::read_to_string(&self.0).map_err(|error| self.failed(&error))
-    }
-
-    fn build(&self, text: &String) -> Result<StaticTokens, TokenFileError> {
-        StaticTokens::parse(text).map_err(|error| self.failed(&error))
-    }
-}
-
-impl File {
-    fn failed(&self, why: &dyn std::fmt::Display) -> TokenFileError {
-        TokenFileError { path: self.0.clone(), why: why.to_string() }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! An [`Authorizer`] decides; built in are [`AllowAll`], [`DenyAll`], [`PolicyFile`] and [`AccessWebhook`].
 
+mod cluster_selector;
 mod policy;
 mod policy_file;
 mod rule;
@@ -13,6 +14,7 @@ use std::pin::Pin;
 
 use tokio::sync::watch;
 
+pub use cluster_selector::Labels;
 pub use policy::{Explanation, Policy, PolicyError, RuleOutcome};
 pub use policy_file::PolicyFile;
 pub use rule::{InvalidRule, Mismatch};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::cluster_selector::{ClusterLabels, Labels};
 use super::rule::{Mismatch, Rule};
 use super::{Attributes, Decision};
 use crate::kube::RequestInfo;
@@ -20,6 +21,7 @@ const MAX_LENGTH: u64 = 4 << 20;
 /// and `userextras/<key>` in the group `authentication.k8s.io`). So a rule about a user bounds that user under every name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    labels: ClusterLabels,
     rules: Vec<Rule>,
 }
 
@@ -35,7 +37,7 @@ impl Policy {
         let mut names = HashSet::new();
         match document.rules.iter().find(|rule| !names.insert(rule.name())) {
             Some(rule) => Err(format!("two rules have the name {:?}", rule.name())),
-            None => Ok(Self { rules: document.rules }),
+            None => Ok(Self { labels: document.clusters, rules: document.rules }),
         }
     }
 
@@ -69,13 +71,19 @@ impl Policy {
 
     /// The decision, and what each rule says.
     pub fn explain(&self, attributes: &Attributes<'_>) -> Explanation {
+        let labels = self.labels.of(attributes.cluster);
         let outcome =
-            |rule: &Rule| RuleOutcome { rule: rule.name().to_owned(), mismatch: rule.allows(attributes).err() };
-        Explanation { decision: self.decide(attributes), rules: self.rules.iter().map(outcome).collect() }
+            |rule: &Rule| RuleOutcome { rule: rule.name().to_owned(), mismatch: rule.allows(attributes, labels).err() };
+        Explanation {
+            decision: self.decide(attributes),
+            cluster_labels: labels.clone(),
+            rules: self.rules.iter().map(outcome).collect(),
+        }
     }
 
     fn allowing(&self, attributes: &Attributes<'_>) -> Option<&Rule> {
-        self.rules.iter().find(|rule| rule.allows(attributes).is_ok())
+        let labels = self.labels.of(attributes.cluster);
+        self.rules.iter().find(|rule| rule.allows(attributes, labels).is_ok())
     }
 
     /// The first thing that the user asks to act as and may not.
@@ -92,6 +100,8 @@ impl Policy {
 pub struct Explanation {
     /// The decision.
     pub decision: Decision,
+    /// What labels the policy gives the cluster.
+    pub cluster_labels: Labels,
     /// What each rule says about the request itself, in the order of the file.
     pub rules: Vec<RuleOutcome>,
 }
@@ -147,6 +157,8 @@ struct Document {
     _kind: Kind,
     #[serde(rename = "metadata", default)]
     _metadata: Option<Metadata>,
+    #[serde(default)]
+    clusters: ClusterLabels,
     rules: Vec<Rule>,
 }
 

@@ -8,9 +8,10 @@ use std::fmt;
 use serde::Deserialize;
 
 use super::Attributes;
+use super::cluster_selector::{ClusterSelector, Labels};
 use crate::kube::impersonation::Pattern;
 use crate::kube::{AUTHENTICATED, RequestInfo, effective_groups};
-use crate::wire::{ClusterId, Identity};
+use crate::wire::Identity;
 
 /// What the stub can ask for: the verbs of `requestinfo.go`, impersonation, and HTTP methods for paths that are no
 /// resources. Another word in a rule is a mistake that would grant nothing.
@@ -39,7 +40,10 @@ const VERBS: [&str; 17] = [
 #[serde(try_from = "Document")]
 pub(super) struct Rule {
     name: String,
-    clusters: Vec<Pattern>,
+    /// `None`: every cluster that the selector is about.
+    clusters: Option<Vec<Pattern>>,
+    /// `None`: whatever the labels.
+    cluster_selector: Option<ClusterSelector>,
     users: Vec<Pattern>,
     groups: Vec<Pattern>,
     verbs: Vec<Word>,
@@ -81,6 +85,8 @@ pub enum Mismatch {
     Cluster,
     /// `users` and `groups`.
     Subject,
+    /// `clusterSelector`.
+    ClusterLabels,
     /// `verbs`.
     Verb,
     /// `apiGroups`.
@@ -101,6 +107,7 @@ impl Mismatch {
         match self {
             Self::Cluster => "clusters",
             Self::Subject => "users and groups",
+            Self::ClusterLabels => "clusterSelector",
             Self::Verb => "verbs",
             Self::ApiGroup => "apiGroups",
             Self::Resource => "resources",
@@ -113,7 +120,8 @@ impl Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "its {} do not match", self.key())
+        let verb = if *self == Self::ClusterLabels { "does" } else { "do" };
+        write!(f, "its {} {verb} not match", self.key())
     }
 }
 
@@ -123,17 +131,20 @@ impl Rule {
         &self.name
     }
 
-    /// Whether the rule allows the request itself, whoever the user asks to act as; if not, why not.
-    pub fn allows(&self, attributes: &Attributes<'_>) -> Result<(), Mismatch> {
-        self.is_for(attributes.user, attributes.cluster)?;
+    /// Whether the rule allows the request itself, whoever the user asks to act as, to a cluster with these labels; if not, why
+    /// not.
+    pub fn allows(&self, attributes: &Attributes<'_>, labels: &Labels) -> Result<(), Mismatch> {
+        let named = |clusters: &Vec<Pattern>| matches_any(clusters, attributes.cluster.as_str());
+        require(self.clusters.as_ref().is_none_or(named), Mismatch::Cluster)?;
+        require(self.is_for(attributes.user), Mismatch::Subject)?;
+        let selected = self.cluster_selector.as_ref().is_none_or(|selector| selector.matches(labels));
+        require(selected, Mismatch::ClusterLabels)?;
         self.covers(attributes.request)
     }
 
-    fn is_for(&self, user: &Identity, cluster: &ClusterId) -> Result<(), Mismatch> {
-        require(matches_any(&self.clusters, cluster.as_str()), Mismatch::Cluster)?;
+    fn is_for(&self, user: &Identity) -> bool {
         let mut groups = effective_groups(user);
-        let named = matches_any(&self.users, &user.user) || groups.any(|group| matches_any(&self.groups, group));
-        require(named, Mismatch::Subject)
+        matches_any(&self.users, &user.user) || groups.any(|group| matches_any(&self.groups, group))
     }
 
     fn covers(&self, request: &RequestInfo) -> Result<(), Mismatch> {
@@ -203,7 +214,8 @@ pub struct InvalidRule {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Document {
     name: String,
-    clusters: Vec<Pattern>,
+    clusters: Option<Vec<Pattern>>,
+    cluster_selector: Option<ClusterSelector>,
     users: Option<Vec<Pattern>>,
     groups: Option<Vec<Pattern>>,
     verbs: Vec<String>,
@@ -227,6 +239,11 @@ impl TryFrom<Document> for Rule {
 impl Document {
     fn read(self) -> Result<Rule, String> {
         self.no_list_is_empty()?;
+        if self.clusters.is_none() && self.cluster_selector.is_none() {
+            return Err(
+                "it is for no cluster: give clusters, a clusterSelector or both; [\"*\"] is every cluster".to_owned()
+            );
+        }
         if self.users.is_none() && self.groups.is_none() {
             return Err(format!("it is for nobody: give users or groups; all users are in the group {AUTHENTICATED}"));
         }
@@ -256,6 +273,7 @@ impl Document {
         Ok(Rule {
             name: self.name,
             clusters: self.clusters,
+            cluster_selector: self.cluster_selector,
             users: self.users.unwrap_or_default(),
             groups: self.groups.unwrap_or_default(),
             verbs: self.verbs.into_iter().map(Word::from).collect(),
@@ -269,7 +287,7 @@ impl Document {
             list.as_ref().is_some_and(Vec::is_empty)
         }
         let lists = [
-            ("clusters", self.clusters.is_empty()),
+            ("clusters", is_empty(&self.clusters)),
             ("verbs", self.verbs.is_empty()),
             ("users", is_empty(&self.users)),
             ("groups", is_empty(&self.groups)),

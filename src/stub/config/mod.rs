@@ -120,9 +120,17 @@ pub enum ConfigError {
 impl StubConfig {
     /// Reads a settings file; relative paths in it become relative to its directory.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        let mut config: Self = toml::from_str(&text)
+        Self::parse(&Self::read(path)?, path)
+    }
+
+    /// The text of a settings file.
+    pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+    }
+
+    /// Understands the text of the settings file at `path`.
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text)
             .map_err(|source| ConfigError::Invalid { path: path.to_owned(), source: Box::new(source) })?;
         config.check().map_err(|why| ConfigError::OutOfRange { path: path.to_owned(), why })?;
         let directory = path.parent().unwrap_or(Path::new(""));

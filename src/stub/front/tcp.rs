@@ -1,5 +1,6 @@
 //! The TCP port: HTTPS with HTTP/1.1 and HTTP/2, and agents that cannot use UDP.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,14 +22,14 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::ClientConnection;
+use super::{Door, Front, Leave, Serving};
 use crate::carrier::Disconnect;
 use crate::pki::CertificateError;
 use crate::stub::limits::Stranger;
 use crate::stub::metrics::{Metrics, RejectedHead};
 use crate::stub::sessions::ConnectionSessions;
 use crate::stub::shared::Shared;
-use crate::stub::{request, tunnel};
+use crate::stub::tunnel;
 use crate::wire::limits::{MAX_HEAD_LENGTH, MAX_HEADER_COUNT};
 use crate::wire::{ALPN_ENROLLMENT_TCP, ALPN_TUNNEL_TCP};
 
@@ -51,23 +52,33 @@ pub struct PortTls {
     pub agents: Arc<ServerConfig>,
 }
 
+/// The TCP port, bound.
+#[derive(Debug)]
+pub struct TcpFront {
+    /// What listens.
+    pub listener: TcpListener,
+    /// The TLS of the port.
+    pub tls: PortTls,
+}
+
+impl Front for TcpFront {
+    fn run(self: Box<Self>, door: Door) -> Serving {
+        Box::pin(run(*self, door))
+    }
+}
+
 /// Accepts clients and agents. When the stub is about to stop it tells those who come that it is.
-pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
-    let places = Arc::new(Semaphore::new(shared.config.limits.client_connections as usize));
+async fn run(TcpFront { listener, tls }: TcpFront, door: Door) {
+    let places = Arc::new(Semaphore::new(door.shared().config.limits.client_connections as usize));
     while let Ok(place) = places.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((socket, address)) => {
-                let Some(stranger) = shared.limits.admit_connection(address.ip()) else {
+                let Some(stranger) = door.admit(address.ip()) else {
                     hang_up(&socket);
                     continue;
                 };
                 let newcomer = Newcomer { address, stranger, place };
-                let serving = serve(shared.clone(), socket, newcomer, tls.clone());
-                // A stop waits for the requests of those that came in time.
-                match shared.drain.is_closing() {
-                    true => drop(tokio::spawn(serving)),
-                    false => drop(shared.tasks.spawn(serving)),
-                }
+                door.spawn(serve(door.clone(), socket, newcomer, tls.clone()));
             }
             Err(error) => {
                 // Mostly a lack of file descriptors: trying again at once would only burn a core.
@@ -92,13 +103,13 @@ struct Newcomer {
     place: OwnedSemaphorePermit,
 }
 
-async fn serve(shared: Arc<Shared>, socket: TcpStream, newcomer: Newcomer, tls: PortTls) {
+async fn serve(door: Door, socket: TcpStream, newcomer: Newcomer, tls: PortTls) {
     let Newcomer { address, stranger, place } = newcomer;
+    let shared = door.shared().clone();
     match handshake(&shared, socket, &tls).await {
         Ok(Accepted::Client(socket)) => {
-            let metrics = shared.watchers.metrics.clone();
-            if let Err(error) = serve_client(shared, socket, address, stranger).await {
-                error.count(&metrics);
+            if let Err(error) = serve_client(&door, socket, address, stranger).await {
+                error.count(&shared.watchers.metrics);
                 tracing::debug!(%address, "a client's connection ended: {error}");
             }
             drop(place);
@@ -164,7 +175,7 @@ async fn handshake(shared: &Shared, socket: TcpStream, tls: &PortTls) -> Result<
             start.into_stream(tls.clients.clone()).await.map(Accepted::Client)
         }
     };
-    let accepted = timeout(shared.config.limits.handshake(), accepting).await;
+    let accepted = timeout(shared.live().limits.handshake(), accepting).await;
     Ok(accepted.map_err(|_elapsed| ConnectionError::HandshakeTimeout)??)
 }
 
@@ -173,17 +184,20 @@ fn offers_tunnel(hello: &ClientHello<'_>) -> bool {
 }
 
 async fn serve_client(
-    shared: Arc<Shared>,
+    door: &Door,
     socket: Socket,
     address: SocketAddr,
     stranger: Stranger,
 ) -> Result<(), ConnectionError> {
-    let connection = Arc::new(client_connection(&socket, address)?.coming_while(&shared.drain));
-    let closing = connection.closing(&shared.drain);
-    let http2 = socket.get_ref().1.alpn_protocol() == Some(b"h2");
-    let limits = shared.config.limits.clone();
-    let strange = shared.limits.wait_for_stranger(&connection, stranger);
-    let service = service_fn(|request| request::serve(shared.clone(), connection.clone(), request));
+    let (_, tls) = socket.get_ref();
+    let (name, chain) = (tls.server_name().map(str::to_owned), tls.peer_certificates().unwrap_or_default());
+    let http2 = tls.alpn_protocol() == Some(b"h2");
+    let (visit, leaving) = door.let_in(stranger, address, name, chain)?;
+    let limits = door.shared().live().limits.clone();
+    let service = service_fn(move |request| {
+        let visit = visit.clone();
+        async move { Ok::<_, Infallible>(visit.answer(request).await) }
+    });
     let socket = TokioIo::new(socket);
     if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -201,8 +215,10 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = strange => return Err(ConnectionError::Stranger),
-            () = closing => connection.as_mut().graceful_shutdown(),
+            leave = leaving => match leave {
+                Leave::Stranger => return Err(ConnectionError::Stranger),
+                Leave::Closing => connection.as_mut().graceful_shutdown(),
+            },
         }
         Ok(connection.await?)
     } else {
@@ -217,16 +233,13 @@ async fn serve_client(
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
-            () = strange => return Err(ConnectionError::Stranger),
-            () = closing => connection.as_mut().graceful_shutdown(),
+            leave = leaving => match leave {
+                Leave::Stranger => return Err(ConnectionError::Stranger),
+                Leave::Closing => connection.as_mut().graceful_shutdown(),
+            },
         }
         Ok(connection.await?)
     }
-}
-
-fn client_connection(socket: &Socket, address: SocketAddr) -> Result<ClientConnection, CertificateError> {
-    let (_, tls) = socket.get_ref();
-    ClientConnection::new(address, tls.server_name().map(str::to_owned), tls.peer_certificates().unwrap_or_default())
 }
 
 /// The socket of a client whose connection has been upgraded, with what had been read of it already.

@@ -33,10 +33,10 @@ pub struct Limits {
     quic_handshakes: Arc<Semaphore>,
     quic_handshakes_limit: usize,
     http3_clients: Arc<Semaphore>,
-    request_rate: Option<TokenBuckets<String>>,
+    request_rate: TokenBuckets<String>,
     requests: PerOwner,
     watches: PerOwner,
-    patience: Duration,
+    patience: Mutex<Duration>,
     metrics: Arc<Metrics>,
     log: Mutex<HashMap<Limit, Log>>,
 }
@@ -124,13 +124,26 @@ impl Limits {
             quic_handshakes: Arc::new(Semaphore::new(config.quic_handshakes as usize)),
             quic_handshakes_limit: config.quic_handshakes as usize,
             http3_clients: Arc::new(Semaphore::new(config.client_connections as usize)),
-            request_rate: (by_rate > 0).then(|| TokenBuckets::new(by_rate, by_rate.saturating_mul(2), now)),
+            request_rate: TokenBuckets::new(by_rate, by_rate.saturating_mul(2), now),
             requests: PerOwner::new(config.requests_per_user, config.requests_per_cluster),
             watches: PerOwner::new(config.watches_per_user, config.watches_per_cluster),
-            patience: config.authentication_timeout.unsigned_abs(),
+            patience: Mutex::new(config.authentication_timeout.unsigned_abs()),
             metrics,
             log: Mutex::default(),
         }
+    }
+
+    /// Other limits from now on, but for the numbers of connections and of handshakes at once. Nobody loses what is taken.
+    pub fn change(&self, config: &LimitsConfig) {
+        let set = |buckets: &TokenBuckets<Origin>, rate: u32| buckets.change(rate, rate.saturating_mul(BURST_SECONDS));
+        set(&self.connections, config.connections_per_second);
+        set(&self.unauthenticated, config.unauthenticated_per_second);
+        self.strangers.change(config.strangers_per_address);
+        let by_rate = config.requests_per_second_per_user;
+        self.request_rate.change(by_rate, by_rate.saturating_mul(2));
+        self.requests.change(config.requests_per_user, config.requests_per_cluster);
+        self.watches.change(config.watches_per_user, config.watches_per_cluster);
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = config.authentication_timeout.unsigned_abs();
     }
 
     /// A place for a new connection over TCP from `address`; `None` if it is to be closed at once.
@@ -183,8 +196,9 @@ impl Limits {
     }
 
     /// Ends when nobody has authenticated on `connection` in time; never once somebody has.
-    pub async fn wait_for_stranger(&self, connection: &ClientConnection, stranger: Stranger) {
-        if timeout(self.patience, connection.authenticated.wait()).await.is_ok() {
+    pub(in crate::stub) async fn wait_for_stranger(&self, connection: &ClientConnection, stranger: Stranger) {
+        let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        if timeout(patience, connection.authenticated.wait()).await.is_ok() {
             drop(stranger);
             std::future::pending().await
         }
@@ -207,7 +221,7 @@ impl Limits {
     /// # Errors
     /// 429 when the user or the cluster has too many.
     pub fn admit_request(&self, user: &str, cluster: &ClusterId, is_long: bool) -> Result<RequestPlace, Status> {
-        if self.request_rate.as_ref().is_some_and(|rate| !rate.take(user.to_owned(), Instant::now())) {
+        if !self.request_rate.take(user.to_owned(), Instant::now()) {
             return Err(self.too_many(Limit::RequestsPerSecondPerUser, &user));
         }
         let (places, per_user, per_cluster) = match is_long {
@@ -282,6 +296,11 @@ impl Limit {
 impl PerOwner {
     fn new(per_user: u32, per_cluster: u32) -> Self {
         Self { users: Places::new(per_user), clusters: Places::new(per_cluster) }
+    }
+
+    fn change(&self, per_user: u32, per_cluster: u32) {
+        self.users.change(per_user);
+        self.clusters.change(per_cluster);
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Places, `limit` of them for each key. A key without anything in its places takes up nothing.
 #[derive(Debug)]
 pub struct Places<K: Hash + Eq> {
-    limit: u32,
+    limit: AtomicU32,
     taken: Arc<Mutex<HashMap<K, u32>>>,
 }
 
@@ -21,16 +22,22 @@ pub struct Place<K: Hash + Eq> {
 impl<K: Hash + Eq + Clone> Places<K> {
     /// All free.
     pub fn new(limit: u32) -> Self {
-        Self { limit, taken: Arc::default() }
+        Self { limit: AtomicU32::new(limit), taken: Arc::default() }
+    }
+
+    /// So many from now on. Places that are taken stay so.
+    pub fn change(&self, limit: u32) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// Takes a place, if one is free for `key`.
     pub fn take(&self, key: &K) -> Option<Place<K>> {
+        let limit = self.limit.load(Ordering::Relaxed);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         match taken.get_mut(key) {
-            Some(count) if *count >= self.limit => return None,
+            Some(count) if *count >= limit => return None,
             Some(count) => *count += 1,
-            None if self.limit == 0 => return None,
+            None if limit == 0 => return None,
             None => {
                 taken.insert(key.clone(), 1);
             }

@@ -1,8 +1,7 @@
 //! `AuthenticationConfiguration` of `apiserver.config.k8s.io` (`apiserver/pkg/apis/apiserver/v1/types.go`), as
 //! kube-apiserver reads it with `--authentication-config`.
 //!
-//! CEL is not interpreted here. Of expressions, those that only name a claim (`claims.email`, `claims.google.org`) are
-//! understood; any other is an error, because leaving a rule out would let somebody in.
+//! Whatever is not understood is an error, because leaving a rule out would let somebody in.
 
 use std::collections::HashSet;
 
@@ -10,6 +9,8 @@ use http::Uri;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
+
+use super::expression::Expression;
 
 /// An issuer and what its tokens mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,39 +23,62 @@ pub struct JwtConfig {
     pub certificate_authority: Option<String>,
     /// One of them has to be among `aud`.
     pub audiences: Vec<String>,
-    /// Claims that a token has to have.
-    pub required: Vec<RequiredClaim>,
+    /// What has to hold of the claims.
+    pub claim_rules: Vec<ClaimRule>,
     /// What becomes the user's name.
     pub username: Mapping,
     /// What become the groups.
     pub groups: Option<Mapping>,
     /// What becomes the uid.
-    pub uid: Option<ClaimPath>,
-    /// What become extras, by their keys.
-    pub extra: Vec<(String, ClaimPath)>,
+    pub uid: Option<Mapping>,
+    /// What become extras, by their keys: expressions over `claims`.
+    pub extra: Vec<(String, Expression)>,
+    /// What has to hold of the user: expressions over `user`.
+    pub user_rules: Vec<Rule>,
 }
 
-/// A claim that has to be there, with this value.
+/// What has to hold of the claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequiredClaim {
-    /// The claim.
-    pub claim: String,
-    /// Its value; `None`: any.
-    pub value: Option<String>,
+pub enum ClaimRule {
+    /// A claim has this value; `None`: any.
+    Required {
+        /// The claim.
+        claim: String,
+        /// Its value.
+        value: Option<String>,
+    },
+    /// An expression over `claims` is true.
+    True(Rule),
 }
 
-/// A claim that becomes a name.
+/// An expression that has to be true.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mapping {
-    /// The claim.
-    pub claim: ClaimPath,
-    /// What is put before its value.
-    pub prefix: String,
+pub struct Rule {
+    /// The expression.
+    pub expression: Expression,
+    /// What to say where it is false.
+    pub message: Option<String>,
 }
 
-/// The name of a claim, or the names that lead to one within an object.
+/// What becomes a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClaimPath(pub Vec<String>);
+pub enum Mapping {
+    /// A claim.
+    Claim {
+        /// Its name.
+        claim: String,
+        /// What is put before its value.
+        prefix: String,
+    },
+    /// An expression over `claims`.
+    Expression(Expression),
+}
+
+/// What the expressions that look at claims call them.
+pub const CLAIMS: &str = "claims";
+
+/// What the expressions that look at the user call it.
+pub const USER: &str = "user";
 
 /// Reads a configuration.
 ///
@@ -111,7 +135,7 @@ struct Authenticator {
     claim_validation_rules: Vec<ClaimValidationRule>,
     claim_mappings: ClaimMappings,
     #[serde(default)]
-    user_validation_rules: Vec<serde::de::IgnoredAny>,
+    user_validation_rules: Vec<UserValidationRule>,
 }
 
 #[derive(Deserialize)]
@@ -134,11 +158,16 @@ enum AudienceMatchPolicy {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ClaimValidationRule {
     claim: Option<String>,
-    #[serde(default)]
-    required_value: String,
+    required_value: Option<String>,
     expression: Option<String>,
-    #[serde(rename = "message")]
-    _message: Option<String>,
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UserValidationRule {
+    expression: String,
+    message: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -175,13 +204,6 @@ struct ExtraMapping {
 
 impl Authenticator {
     fn read(self) -> Result<JwtConfig, String> {
-        if !self.user_validation_rules.is_empty() {
-            return Err(
-                "userValidationRules are CEL expressions, which are not supported. Names under system: are refused \
-                        without a rule"
-                    .to_owned(),
-            );
-        }
         let Issuer { url, discovery_url, certificate_authority, audiences, audience_match_policy } = self.issuer;
         if audiences.is_empty() || audiences.iter().any(String::is_empty) {
             return Err("issuer.audiences has to name at least one audience, and none may be empty".to_owned());
@@ -198,82 +220,118 @@ impl Authenticator {
             None => https("issuer.url", &format!("{}/.well-known/openid-configuration", url.trim_end_matches('/')))?,
         };
         let mappings = self.claim_mappings;
-        Ok(JwtConfig {
+        let config = JwtConfig {
             issuer: url,
             discovery,
             certificate_authority,
             audiences,
-            required: self.claim_validation_rules.into_iter().map(required_claim).collect::<Result<_, _>>()?,
+            claim_rules: self
+                .claim_validation_rules
+                .into_iter()
+                .map(ClaimValidationRule::read)
+                .collect::<Result<_, _>>()?,
             username: mappings.username.read("claimMappings.username")?,
             groups: mappings.groups.map(|groups| groups.read("claimMappings.groups")).transpose()?,
-            uid: mappings.uid.map(|uid| claim_path("claimMappings.uid", uid.claim, uid.expression)).transpose()?,
-            extra: mappings.extra.into_iter().map(extra).collect::<Result<_, _>>()?,
+            uid: mappings.uid.map(ClaimOrExpression::read).transpose()?,
+            extra: mappings.extra.into_iter().map(ExtraMapping::read).collect::<Result<_, _>>()?,
+            user_rules: self
+                .user_validation_rules
+                .into_iter()
+                .map(UserValidationRule::read)
+                .collect::<Result<_, _>>()?,
+        };
+        config.email_is_verified().then_some(config).ok_or_else(|| {
+            "claimMappings.username uses claims.email, which anybody may claim: claims.email_verified has to be used in it, in \
+             claimMappings.extra or in claimValidationRules, as in claims.?email_verified.orValue(true) == true"
+                .to_owned()
         })
+    }
+}
+
+impl JwtConfig {
+    /// Whether an expression for the name that uses an address is together with one that looks whether it is verified
+    /// (`apiserver/pkg/apis/apiserver/validation/validation.go`). A name that is the claim itself is checked with each token.
+    fn email_is_verified(&self) -> bool {
+        let Mapping::Expression(username) = &self.username else { return true };
+        let rules = self.claim_rules.iter().filter_map(|rule| match rule {
+            ClaimRule::True(rule) => Some(&rule.expression),
+            ClaimRule::Required { .. } => None,
+        });
+        let mut others = rules.chain(self.extra.iter().map(|(_, expression)| expression)).chain([username]);
+        !username.looks_at(CLAIMS, "email") || others.any(|expression| expression.looks_at(CLAIMS, "email_verified"))
     }
 }
 
 impl PrefixedClaim {
     /// As in the API server a claim needs a prefix, and be it an empty one, while an expression has none.
     fn read(self, name: &str) -> Result<Mapping, String> {
-        match (&self.claim, &self.prefix, &self.expression) {
-            (Some(_), None, _) => return Err(format!("{name} needs a prefix beside its claim; prefix: \"\" is none")),
-            (None, Some(_), _) => return Err(format!("{name} has a prefix, and needs a claim")),
-            _ => {}
+        match (filled(self.claim), self.prefix, filled(self.expression)) {
+            (Some(claim), Some(prefix), None) => Ok(Mapping::Claim { claim, prefix }),
+            (None, None, Some(expression)) => Ok(Mapping::Expression(over(CLAIMS, name, &expression)?)),
+            (Some(_), None, None) => Err(format!("{name} needs a prefix beside its claim; prefix: \"\" is none")),
+            (None, Some(_), _) => Err(format!("{name} has a prefix, and needs a claim")),
+            _ => Err(format!("{name} needs either a claim or an expression")),
         }
-        let claim = claim_path(name, self.claim, self.expression)?;
-        Ok(Mapping { claim, prefix: self.prefix.unwrap_or_default() })
     }
 }
 
-fn claim_path(name: &str, claim: Option<String>, expression: Option<String>) -> Result<ClaimPath, String> {
-    match (claim.filter(|claim| !claim.is_empty()), expression.filter(|expression| !expression.is_empty())) {
-        (Some(claim), None) => Ok(ClaimPath(vec![claim])),
-        (None, Some(expression)) => named_claim(&expression).ok_or_else(|| {
-            format!("{name}: the expression {expression:?} is not supported: of CEL only claims.NAME is understood")
-        }),
-        _ => Err(format!("{name} needs either a claim or an expression")),
-    }
-}
-
-/// The claim that a CEL expression of the form `claims.a.b` names.
-fn named_claim(expression: &str) -> Option<ClaimPath> {
-    let path = expression.trim().strip_prefix("claims.")?;
-    let names: Vec<String> = path.split('.').map(str::to_owned).collect();
-    let is_name = |name: &String| {
-        let starts_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-        starts_well && name.chars().all(|other| other.is_ascii_alphanumeric() || other == '_')
-    };
-    names.iter().all(is_name).then_some(ClaimPath(names))
-}
-
-fn required_claim(rule: ClaimValidationRule) -> Result<RequiredClaim, String> {
-    match (rule.claim.filter(|claim| !claim.is_empty()), rule.expression) {
-        (Some(claim), None) => {
-            let value = Some(rule.required_value).filter(|value| !value.is_empty());
-            Ok(RequiredClaim { claim, value })
+impl ClaimOrExpression {
+    fn read(self) -> Result<Mapping, String> {
+        match (filled(self.claim), filled(self.expression)) {
+            (Some(claim), None) => Ok(Mapping::Claim { claim, prefix: String::new() }),
+            (None, Some(expression)) => Ok(Mapping::Expression(over(CLAIMS, "claimMappings.uid", &expression)?)),
+            _ => Err("claimMappings.uid needs either a claim or an expression".to_owned()),
         }
-        (None, Some(expression)) => Err(format!(
-            "claimValidationRules: the expression {expression:?} is not supported; claim and requiredValue are"
-        )),
-        _ => Err("a rule of claimValidationRules needs a claim".to_owned()),
     }
 }
 
-/// Keys are paths under a domain, in lower case, and not one of Kubernetes' own.
-fn extra(mapping: ExtraMapping) -> Result<(String, ClaimPath), String> {
-    let ExtraMapping { key, value_expression } = mapping;
-    let (domain, path) = key.split_once('/').unwrap_or(("", ""));
-    let is_reserved = |reserved: &str| domain == reserved || domain.ends_with(&format!(".{reserved}"));
-    if domain.is_empty() || path.is_empty() || key.chars().any(|letter| letter.is_ascii_uppercase()) {
-        return Err(format!(
-            "claimMappings.extra: the key {key:?} is not in lower case with a domain: example.com/org"
-        ));
+impl ClaimValidationRule {
+    fn read(self) -> Result<ClaimRule, String> {
+        match (filled(self.claim), filled(self.required_value), filled(self.expression), self.message) {
+            (Some(claim), value, None, None) => Ok(ClaimRule::Required { claim, value }),
+            (None, None, Some(expression), message) => {
+                Ok(ClaimRule::True(Rule { expression: over(CLAIMS, "claimValidationRules", &expression)?, message }))
+            }
+            _ => Err("a rule of claimValidationRules needs either a claim, with a requiredValue if it matters, or an \
+                      expression, with a message if you like"
+                .to_owned()),
+        }
     }
-    if ["kubernetes.io", "k8s.io"].into_iter().any(is_reserved) {
-        return Err(format!("claimMappings.extra: the key {key:?} belongs to Kubernetes itself"));
+}
+
+impl UserValidationRule {
+    fn read(self) -> Result<Rule, String> {
+        let expression = over(USER, "userValidationRules", &self.expression)?;
+        Ok(Rule { expression, message: self.message })
     }
-    let path = claim_path(&format!("claimMappings.extra[{key}]"), None, Some(value_expression))?;
-    Ok((key, path))
+}
+
+impl ExtraMapping {
+    /// Keys are paths under a domain, in lower case, and not one of Kubernetes' own.
+    fn read(self) -> Result<(String, Expression), String> {
+        let Self { key, value_expression } = self;
+        let (domain, path) = key.split_once('/').unwrap_or(("", ""));
+        let is_reserved = |reserved: &str| domain == reserved || domain.ends_with(&format!(".{reserved}"));
+        if domain.is_empty() || path.is_empty() || key.chars().any(|letter| letter.is_ascii_uppercase()) {
+            return Err(format!(
+                "claimMappings.extra: the key {key:?} is not in lower case with a domain: example.com/org"
+            ));
+        }
+        if ["kubernetes.io", "k8s.io"].into_iter().any(is_reserved) {
+            return Err(format!("claimMappings.extra: the key {key:?} belongs to Kubernetes itself"));
+        }
+        let expression = over(CLAIMS, &format!("claimMappings.extra[{key}]"), &value_expression)?;
+        Ok((key, expression))
+    }
+}
+
+/// Empty is as good as missing, as in Go.
+fn filled(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn over(variable: &str, name: &str, source: &str) -> Result<Expression, String> {
+    Expression::parse(source, variable).map_err(|why| format!("{name}: {why}"))
 }
 
 fn https(name: &str, text: &str) -> Result<Uri, String> {
@@ -306,6 +364,10 @@ mod tests {
   claimValidationRules:
   - claim: hd
     requiredValue: example.com
+  - expression: claims.exp - claims.nbf <= 86400
+    message: too long
+  userValidationRules:
+  - expression: user.username != 'root'
   claimMappings:
     username: {claim: email, prefix: ''}
     groups: {claim: groups, prefix: 'oidc:'}
@@ -320,13 +382,24 @@ mod tests {
         assert_eq!(config.issuer, "https://issuer.example.com/realm");
         assert_eq!(config.discovery, "https://issuer.example.com/realm/.well-known/openid-configuration");
         assert_eq!(config.audiences, ["kubernetes", "stub"]);
-        let required = RequiredClaim { claim: "hd".to_owned(), value: Some("example.com".to_owned()) };
-        assert_eq!(config.required, [required]);
-        let path = |names: &[&str]| ClaimPath(names.iter().map(|name| (*name).to_owned()).collect());
-        assert_eq!(config.username, Mapping { claim: path(&["email"]), prefix: String::new() });
-        assert_eq!(config.groups, Some(Mapping { claim: path(&["groups"]), prefix: "oidc:".to_owned() }));
-        assert_eq!(config.uid, Some(path(&["sub"])));
-        assert_eq!(config.extra, [("example.com/org".to_owned(), path(&["company", "org"]))]);
+        let expression = |source| Expression::parse(source, CLAIMS).unwrap();
+        let claim = |claim: &str, prefix: &str| Mapping::Claim { claim: claim.to_owned(), prefix: prefix.to_owned() };
+        assert_eq!(
+            config.claim_rules,
+            [
+                ClaimRule::Required { claim: "hd".to_owned(), value: Some("example.com".to_owned()) },
+                ClaimRule::True(Rule {
+                    expression: expression("claims.exp - claims.nbf <= 86400"),
+                    message: Some("too long".to_owned())
+                })
+            ]
+        );
+        assert_eq!(config.username, claim("email", ""));
+        assert_eq!(config.groups, Some(claim("groups", "oidc:")));
+        assert_eq!(config.uid, Some(claim("sub", "")));
+        assert_eq!(config.extra, [("example.com/org".to_owned(), expression("claims.company.org"))]);
+        let rule = Expression::parse("user.username != 'root'", USER).unwrap();
+        assert_eq!(config.user_rules, [Rule { expression: rule, message: None }]);
         assert_eq!(parse(&configuration("jwt: []")), Ok(vec![]));
     }
 
@@ -338,14 +411,20 @@ mod tests {
             ("    audienceMatchPolicy: MatchAny\n", "", "MatchAny"),
             ("MatchAny", "MatchAll", "MatchAll"),
             ("claim: email, prefix: ''", "claim: email", "prefix"),
-            ("claim: email, prefix: ''", "expression: claims.email + 'x'", "not supported"),
+            ("claim: email, prefix: ''", "expression: claims.email + 'x'", "email_verified"),
+            ("claim: email, prefix: ''", "expression: claims.sub +", "claimMappings.username"),
+            ("claim: email, prefix: ''", "expression: user.username", "no user"),
+            ("claim: email, prefix: ''", "claim: email, prefix: '', expression: claims.sub", "either"),
             ("claim: email, prefix: ''", "expression: claims.email, prefix: x", "needs a claim"),
             ("claim: email, prefix: ''", "prefix: x", "needs a claim"),
-            ("claim: hd\n    requiredValue: example.com", "expression: claims.hd == 'x'", "not supported"),
-            ("claimMappings:", "userValidationRules: [{expression: 'true'}]\n  claimMappings:", "userValidationRules"),
+            ("claim: hd\n", "expression: claims.hd == 'x'\n", "claimValidationRules"),
+            ("claim: hd\n", "claim: hd\n    message: x\n", "claimValidationRules"),
+            ("claims.exp -", "expiry -", "no expiry"),
+            ("user.username !=", "claims.sub !=", "no claims"),
+            ("user.username !=", "beginning(user.username) !=", "no function beginning"),
             ("example.com/org", "Example.com/org", "lower case"),
             ("example.com/org", "x.k8s.io/org", "Kubernetes"),
-            ("claims.company.org", "\"claims['company']\"", "not supported"),
+            ("claims.company.org", "\"company['org']\"", "claimMappings.extra[example.com/org]"),
             ("    audiences", "    colour: red\n    audiences", "colour"),
             ("    audiences", "    certificateAuthority: x\n    audiences", "certificateAuthority"),
             ("jwt:", "anonymous: {enabled: true}\njwt:", "anonymous"),

@@ -2,10 +2,11 @@
 
 mod claims;
 mod config;
+mod expression;
 mod keys;
 mod token;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +18,8 @@ use self::token::{SignedToken, TokenError};
 use super::{Authenticating, Authenticator, Credentials, NotVouched, Proof, SystemNames, Vouched};
 use crate::kube::user_token::TokenHash;
 use crate::stub::cache::AnswerCache;
-use crate::stub::reload::{Followed, Reload, Source};
+use crate::stub::reload::{Followed, Reload};
+use crate::stub::text_file::{TextFile, TextFileError};
 
 /// How long a token that was good is taken for good. Its signature is verified again then, so a key that the issuer has
 /// withdrawn is noticed at open requests, too.
@@ -35,20 +37,9 @@ const CACHE: usize = 16 * 1024;
 /// Names under `system:` are refused, unless [`SystemNames`] lets others give them.
 #[derive(Debug, Clone)]
 pub struct JwtAuthenticator {
-    file: Arc<Followed<File>>,
+    file: Arc<Followed<TextFile<Issuers>>>,
     names: SystemNames,
 }
-
-/// Why the file cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("the authentication configuration {}: {why}", path.display())]
-pub struct JwtConfigError {
-    path: PathBuf,
-    why: String,
-}
-
-#[derive(Debug)]
-struct File(PathBuf);
 
 /// The issuers of one state of the file, and what is remembered under it.
 #[derive(Debug)]
@@ -72,8 +63,8 @@ impl JwtAuthenticator {
     ///
     /// # Errors
     /// It cannot be read, or holds what cannot be used.
-    pub fn load(path: &Path, names: SystemNames) -> Result<Self, JwtConfigError> {
-        let file = Followed::load(File(path.to_owned()))?;
+    pub fn load(path: &Path, names: SystemNames) -> Result<Self, TextFileError> {
+        let file = Followed::load(TextFile::new(path, "authentication configuration", Issuers::parse))?;
         Ok(Self { file: Arc::new(file), names })
     }
 
@@ -126,33 +117,14 @@ fn refused(issuer: &Issuer, why: impl std::fmt::Display) -> NotVouched {
     NotVouched::Refused(format!("the token of {}: {why}", issuer.config.issuer))
 }
 
-impl Source for File {
-    type Content = String;
-    type Value = Issuers;
-    type Error = JwtConfigError;
-
-    fn name(&self) -> &'static str {
-        "authentication configuration"
-    }
-
-    fn read(&self) -> Result<String, JwtConfigError> {
-        std::fs::read_to_string(&self.0).map_err(|error| self.failed(error.to_string()))
-    }
-
-    fn build(&self, text: &String) -> Result<Issuers, JwtConfigError> {
-        let configs = config::parse(text).map_err(|why| self.failed(why))?;
-        let issuers = configs.into_iter().map(|config| {
+impl Issuers {
+    fn parse(text: &str) -> Result<Self, String> {
+        let issuers = config::parse(text)?.into_iter().map(|config| {
             let authority = config.certificate_authority.clone().map(String::into_bytes);
             let keys = IssuerKeys::new(config.issuer.clone(), config.discovery.clone(), authority);
             Arc::new(Issuer { config, keys })
         });
-        Ok(Issuers { issuers: issuers.collect(), verdicts: Arc::new(AnswerCache::new(CACHE)) })
-    }
-}
-
-impl File {
-    fn failed(&self, why: String) -> JwtConfigError {
-        JwtConfigError { path: self.0.clone(), why }
+        Ok(Self { issuers: issuers.collect(), verdicts: Arc::new(AnswerCache::new(CACHE)) })
     }
 }
 

@@ -219,3 +219,46 @@ fn an_explanation_names_what_does_not_match() {
     let mismatches: Vec<_> = explanation.rules.iter().map(|rule| rule.mismatch).collect();
     assert_eq!(mismatches, [Some(Mismatch::Cluster), Some(Mismatch::Verb), None]);
 }
+
+const LABELLED: &str = "apiVersion: qtunnel.dev/v1
+kind: Policy
+clusters:
+- {id: eu, labels: {env: prod}}
+- {id: us, labels: {env: test}}
+rules:
+- {name: production, clusterSelector: {matchLabels: {env: prod}}, users: [alice], verbs: [get], apiGroups: [''],
+   resources: [pods]}
+- {name: both, clusters: ['u*'], clusterSelector: {matchExpressions: [{key: env, operator: NotIn, values: [prod]}]},
+   users: [bob], verbs: [get], apiGroups: [''], resources: [pods]}
+";
+
+#[test]
+fn a_rule_is_for_the_clusters_whose_labels_match() {
+    let policy = Policy::parse(LABELLED).unwrap();
+    let pod = "/api/v1/namespaces/demo/pods/web";
+    let allows = |user, cluster| {
+        let question = question(user, &[], cluster, Method::GET, pod);
+        policy.decide(&question.attributes()).is_allowed()
+    };
+    let answers = ["eu", "us", "unlabelled"].map(|cluster| (allows("alice", cluster), allows("bob", cluster)));
+    assert_eq!(answers, [(true, false), (false, true), (false, true)], "NotIn holds without the label, too");
+    let question = question("alice", &[], "us", Method::GET, pod);
+    let explanation = policy.explain(&question.attributes());
+    assert_eq!(explanation.rules[0].mismatch, Some(Mismatch::ClusterLabels));
+    assert_eq!(explanation.cluster_labels["env"], "test");
+}
+
+#[test]
+fn labels_that_cannot_be_meant_are_refused() {
+    for (from, to, part) in [
+        ("clusterSelector: {matchLabels: {env: prod}}", "clusterSelector: {}", "empty clusterSelector"),
+        ("clusterSelector: {matchLabels: {env: prod}}, ", "", "for no cluster"),
+        ("{id: us,", "{id: eu,", "twice"),
+        ("{id: us,", "{id: 'u*',", "u*"),
+        ("labels: {env: test}", "labels: {env: [test]}", "line"),
+    ] {
+        assert!(LABELLED.contains(from), "{from}");
+        let why = Policy::parse(&LABELLED.replacen(from, to, 1)).unwrap_err();
+        assert!(why.contains(part), "{to}: {why}");
+    }
+}

@@ -8,7 +8,6 @@ mod guard;
 mod quic;
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,13 +24,12 @@ use tokio_util::task::TaskTracker;
 
 use self::body::{BrokenBody, RequestBody};
 use self::quic::{Cancelled, Latest, QuicConnection, SendStream};
-use super::ClientConnection;
+use super::{ClientConnection, Leave, Leaving, Visit};
 use crate::carrier::{presented_chain, requested_server_name};
 use crate::kube::headers;
 use crate::pki::{CertificateError, PeerRole};
 use crate::stub::body::{AnswerBody, BrokenAnswer};
 use crate::stub::limits::Stranger;
-use crate::stub::request;
 use crate::stub::shared::Shared;
 use crate::wire::limits::MAX_HEAD_LENGTH;
 
@@ -72,9 +70,10 @@ async fn admit_and_serve(shared: Arc<Shared>, quic: &quinn::Connection, stranger
         .send_grease(false)
         .build(QuicConnection::new(quic.clone(), latest.clone()))
         .await?;
-    let client = Arc::new(Http3Client { shared, connection, credit: Credit::default() });
+    let (visit, leaving) = Visit::begin(shared.clone(), connection, stranger);
+    let client = Arc::new(Http3Client { shared, visit, credit: Credit::default() });
     // Dropped, h3's connection closes the one below without a word, so that has to have been told before.
-    client.serve(&mut http3, quic, &latest, stranger).await.inspect_err(|error| error.tell(quic))
+    client.serve(&mut http3, quic, &latest, leaving).await.inspect_err(|error| error.tell(quic))
 }
 
 /// Why a connection ended otherwise than by itself.
@@ -114,7 +113,7 @@ impl Http3Error {
 /// What the requests of one connection share.
 struct Http3Client {
     shared: Arc<Shared>,
-    connection: Arc<ClientConnection>,
+    visit: Visit,
     credit: Credit,
 }
 
@@ -125,11 +124,9 @@ impl Http3Client {
         http3: &mut Http3Connection,
         quic: &quinn::Connection,
         latest: &Latest,
-        stranger: Stranger,
+        mut leaving: Leaving,
     ) -> Result<(), Http3Error> {
         quic.set_max_concurrent_bi_streams(STRANGERS_REQUESTS.into());
-        let mut strange = pin!(self.shared.limits.wait_for_stranger(&self.connection, stranger));
-        let mut closing = pin!(self.shared.drain.closing());
         let requests = TaskTracker::new();
         let mut trusted = false;
         loop {
@@ -143,15 +140,17 @@ impl Http3Client {
                     Err(error) if error.is_h3_no_error() => return Ok(()),
                     Err(error) => return Err(error.into()),
                 },
-                _ = self.connection.authenticated.wait(), if !trusted => {
+                _ = self.visit.connection().authenticated.wait(), if !trusted => {
                     trusted = true;
-                    let requests = self.shared.config.limits.requests_per_connection.min(MAX_REQUESTS);
+                    let requests = self.shared.live().limits.requests_per_connection.min(MAX_REQUESTS);
                     quic.set_max_concurrent_bi_streams(requests.into());
                     quic.set_receive_window(RECEIVE_WINDOW.into());
                 }
-                () = &mut strange => return Err(Http3Error::Stranger),
+                leave = &mut leaving => match leave {
+                    Leave::Stranger => return Err(Http3Error::Stranger),
+                    Leave::Closing => break,
+                },
                 () = self.credit.used_up.cancelled() => return Err(Http3Error::RapidReset),
-                () = &mut closing => break,
             }
         }
         requests.close();
@@ -175,11 +174,10 @@ impl Http3Client {
     async fn answer(self: Arc<Self>, resolver: Resolver, cancelled: Option<Cancelled>) {
         let mut cancelled = cancelled.unwrap_or_else(|| Box::pin(std::future::pending()));
         let answering = async {
-            let patience = self.shared.config.limits.handshake();
+            let patience = self.shared.live().limits.handshake();
             let (request, stream) =
                 timeout(patience, begin(resolver)).await.map_err(|_elapsed| Unreadable::TooSlow)??;
-            let Ok(answer) = request::serve(self.shared.clone(), self.connection.clone(), request).await;
-            Ok::<_, Unreadable>((stream, answer))
+            Ok::<_, Unreadable>((stream, self.visit.answer(request).await))
         };
         let answered = tokio::select! {
             answered = answering => answered,
@@ -188,14 +186,14 @@ impl Http3Client {
         let (stream, answer) = match answered {
             Ok(answered) => answered,
             Err(error) => {
-                tracing::debug!(address = %self.connection.address, "a request by HTTP/3 is not answered: {error}");
+                tracing::debug!(address = %self.visit.connection().address, "a request by HTTP/3 is not answered: {error}");
                 return self.credit.draw();
             }
         };
         self.credit.give_back();
         tokio::select! {
             sent = send(stream, answer) => if let Err(error) = sent {
-                tracing::debug!(address = %self.connection.address, "an answer by HTTP/3 broke off: {error}");
+                tracing::debug!(address = %self.visit.connection().address, "an answer by HTTP/3 broke off: {error}");
             },
             () = &mut cancelled => {}
         }
