@@ -148,8 +148,17 @@ impl Refusal {
             | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
-            Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
-            Self::Handshake(_) | Self::Receive(_) | Self::Send(_) => ErrorCode::Internal,
+            Self::Enrollment(error) if !error.is_temporary() => ErrorCode::EnrollmentRefused,
+            Self::Handshake(_) | Self::Receive(_) | Self::Send(_) | Self::Enrollment(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// What the peer may know.
+    fn peer_message(&self) -> String {
+        match self {
+            // Not what is wrong with a token, nor where it is kept.
+            Self::Enrollment(error) => error.peer_message(),
+            refusal => refusal.to_string(),
         }
     }
 }
@@ -201,7 +210,7 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
         Ok(()) => identified(shared, newcomer).await,
         Err(error) => {
             let refusal = Refusal::NotVouchedFor(error);
-            newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
+            newcomer.close(refusal.code(), &refusal.peer_message(), patience).await;
             Err(refusal)
         }
     }
@@ -219,7 +228,7 @@ async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), R
     if let Err(refusal) = &result {
         // One that was silent has had its time.
         let patience = if matches!(refusal, Refusal::Silent) { Duration::ZERO } else { patience };
-        newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
+        newcomer.close(refusal.code(), &refusal.peer_message(), patience).await;
     }
     result
 }
@@ -253,6 +262,8 @@ async fn answer_enrollment(
     };
     match enrollment::enroll(shared, &request, connection.remote_address()).await {
         Ok(certificate) => last_word(connection, &mut sender, Frame::Certificate(certificate), patience).await,
+        // REFUSED would be the last word on the token: the agent has to try again.
+        Err(error) if error.is_temporary() => Err(error.into()),
         Err(error) => {
             let refused = Frame::Refused(Refused { reason: error.peer_message() });
             last_word(connection, &mut sender, refused, patience).await?;
