@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::cluster::HOLDS_FOR;
 use super::enrollment;
 use super::front::http3;
 use super::limits::{Admission, Stranger};
@@ -442,6 +443,7 @@ impl Session<'_> {
         tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
         let mut before = *path.borrow_and_update();
+        let mut gives_way_at = None;
         loop {
             tokio::select! {
                 end = self.link.connection.closed() => return SessionEnd::Connection(end),
@@ -449,6 +451,11 @@ impl Session<'_> {
                 Ok(()) = path.changed() => {
                     let now = *path.borrow_and_update();
                     self.path_changed(std::mem::replace(&mut before, now), now);
+                    gives_way_at = now.suspect_since.map(|since| since + HOLDS_FOR);
+                }
+                () = reached(gives_way_at) => {
+                    gives_way_at = None;
+                    self.shared.registry.settle(&self.link.identity.cluster);
                 }
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
                 () = self.shared.drain.announced(), if !self.told_to_leave => {
@@ -486,7 +493,7 @@ impl Session<'_> {
             ),
             (Some(since), None) => {
                 tracing::info!(%cluster, %agent, "agent answers again after {:.1} s", since.elapsed().as_secs_f64());
-                self.shared.registry.recovered();
+                self.shared.registry.settle(cluster);
             }
             _ => {}
         }
@@ -548,6 +555,14 @@ async fn refuse_streams(connection: Connection, patience: Duration) -> SessionEn
             Ok(Err(ReceiveError::Stream(_))) => {}
             _ => return SessionEnd::UnexpectedMessage,
         }
+    }
+}
+
+/// Waits until `moment`, and for ever without one.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
