@@ -63,9 +63,9 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener, tls: PortTls) {
                 };
                 let newcomer = Newcomer { address, stranger, place };
                 let serving = serve(shared.clone(), socket, newcomer, tls.clone());
-                // A stop waits for the requests of those that came in time.
+                // A stop waits for the requests of those that came in time, and for the others to hear that they did not.
                 match shared.drain.is_closing() {
-                    true => drop(tokio::spawn(serving)),
+                    true => drop(shared.drain.latecomers().spawn(serving)),
                     false => drop(shared.tasks.spawn(serving)),
                 }
             }
