@@ -95,7 +95,8 @@ pub fn tcp_tunnel_server_config(
 }
 
 /// For an agent that has joined: TLS 1.3 with its certificate, to a stub whose certificate chains to the authority the
-/// agent learned when it joined. Keep one for as long as the credentials: it remembers the sessions to resume.
+/// agent learned when it joined. Keep one for as long as the credentials: it remembers the sessions to resume, in
+/// memory alone: rustls 0.23 lets nobody write a client's session down (`Tls13ClientSessionValue`).
 ///
 /// # Errors
 /// The credentials hold what is no certificate.
