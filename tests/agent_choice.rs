@@ -102,6 +102,34 @@ async fn agents_of_another_cluster_wait_until_the_last_one_of_the_old_cluster_ha
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_does_not_hold_back_those_of_another_cluster_for_long() {
+    let (old, new) = (SampleApi::start(), SampleApi::start());
+    let stub = Stub::start(StubOptions::default());
+    let start = |api: &SampleApi| Agent::start(&stub, CLUSTER, &api.upstream(), AgentOptions::default());
+    let mut first = start(&old);
+    let new_uid = uid(&new).await;
+    block_in_place(|| {
+        stub.wait_for_agents(CLUSTER, 1);
+        let _newcomer = start(&new);
+        let has = |state: &str| stub.agents(CLUSTER).iter().any(|agent| agent["state"] == state).then_some(());
+        eventually("an agent that waits", || has("waiting"));
+        first.process.kill();
+        let killed = Instant::now();
+        eventually("an agent that is suspect", || has("suspect"));
+        assert!(has("waiting").is_some(), "a short outage changes nothing");
+        // Two seconds or so until it is suspect and half a minute from there; its connection lives for five minutes.
+        let switched = || cluster_of(&stub)["apiServer"] == new_uid;
+        while !switched() {
+            assert!(killed.elapsed() < Duration::from_secs(120), "the newcomer still waits");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        println!("switched {:.1} s after the old agent was killed", killed.elapsed().as_secs_f64());
+        assert!(killed.elapsed() > Duration::from_secs(30));
+        eventually("the newcomer serves", || has("healthy"));
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_not_multiplied_by_retries() {
     let options = StubOptions::default().set("admin", "listen", "127.0.0.1:0");
     let (mut api, mut stub) = (SampleApi::start(), Stub::start(options));

@@ -153,6 +153,26 @@ async fn a_stub_that_stops_serves_until_load_balancers_know_and_turns_away_who_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stub_that_stops_finishes_the_handshakes_of_those_that_came_last() {
+    let mut scene = Scene::start_with(patient(), &[], api_server).await;
+    let user = scene.user.clone();
+    let keeps_it_open = open_exec(&scene, "websocket").await;
+    scene.stub.process.signal(Signal::TERM);
+    scene.stub.process.wait_for_log("taking no more requests");
+    let socket = user.socket().await.expect("the stub still accepts");
+    drop(keeps_it_open);
+    scene.stub.process.wait_for_log("request");
+    // Nothing else is left to wait for; a stub that did not wait would be gone by then.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let socket = user.tls_on(socket, b"http/1.1").await.expect("a handshake");
+    let mut client = Http1::new(socket);
+    client.write(&user.request("POST", LIST, &[("Content-Length", "0")])).await.expect("a request is sent");
+    let head = within("an answer", client.head()).await.expect("an answer").expect("an answer");
+    assert_eq!((head.status(), head.header("retry-after")), (429, Some("1")));
+    assert!(scene.stub.process.wait().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_whose_agent_stops_ends_between_two_events() {
     let mut scene = Scene::start_with(StubOptions::default(), &["--drain-timeout", "5s"], api_server).await;
     let mut watches: Vec<Answering> = Vec::new();

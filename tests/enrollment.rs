@@ -72,9 +72,39 @@ fn an_expired_join_token_is_refused() {
 fn a_stub_that_the_join_token_does_not_name_is_not_trusted() {
     let (stub, other) = (Stub::start(StubOptions::default()), Stub::start(StubOptions::default()));
     let mut agent = Agent::start(&stub, CLUSTER, &nowhere(), with_token(&other.token(CLUSTER)));
-    let line = agent.process.wait_for_log("cannot connect to the stub");
-    assert!(line["message"].as_str().unwrap().contains("fingerprint"), "{line}");
+    assert!(!agent.process.wait().success(), "trying again is in vain");
+    let said = agent.process.stderr();
+    let line = said.lines().last().unwrap();
+    assert!(line.contains("cannot connect to the stub") && line.contains("fingerprint"), "{line}");
     assert!(agent.process.logged("joined").is_empty());
+}
+
+#[test]
+fn a_join_token_is_good_while_one_of_several_stubs_may_have_made_it() {
+    let (stub, mut other) = (Stub::start(StubOptions::default()), Stub::start(StubOptions::default()));
+    let token = other.token(CLUSTER);
+    other.process.kill();
+    let options = with_token(&token).argument(format!("--stub={}", other.address));
+    let mut agent = Agent::start(&stub, CLUSTER, &nowhere(), options);
+    agent.process.wait_for_log("trying again in");
+    other.restart();
+    agent.process.wait_for_log("joined");
+}
+
+#[test]
+fn an_agent_joins_once_its_stub_can_check_join_tokens_again() {
+    let stub = Stub::start(StubOptions::default());
+    let token = stub.token(CLUSTER);
+    let [tokens, aside] = ["tokens", "tokens.aside"].map(|name| stub.state_dir().join(name));
+    std::fs::rename(&tokens, &aside).unwrap();
+    // Now they cannot be read, which is something else than that there are none.
+    std::fs::write(&tokens, "").unwrap();
+    let mut agent = Agent::start(&stub, CLUSTER, &nowhere(), with_token(&token));
+    let line = agent.process.wait_for_log("trying again in");
+    assert!(line["message"].as_str().unwrap().contains("cannot check join tokens at the moment"), "{line}");
+    std::fs::remove_file(&tokens).unwrap();
+    std::fs::rename(&aside, &tokens).unwrap();
+    agent.process.wait_for_log("joined");
 }
 
 #[test]

@@ -44,7 +44,8 @@ async fn agents_that_are_restarted_one_after_the_other_lose_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stubs_that_are_restarted_one_after_the_other_lose_no_request() {
     let api = SampleApi::start();
-    let options = || StubOptions::default().set("admin", "listen", "127.0.0.1:0");
+    // As long as the balancer needs to notice on a machine that is busy with other tests.
+    let options = || StubOptions::default().set("admin", "listen", "127.0.0.1:0").set("limits", "drain_delay", "3s");
     let first = Stub::start(options());
     let second = first.start_another(options());
     let mut stubs = [first, second];

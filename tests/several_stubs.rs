@@ -4,6 +4,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PostParams;
+
 use support::eventually;
 use support::http::Access;
 use support::shared_store::{secrets, start_stub_with_secrets};
@@ -165,6 +170,48 @@ async fn stubs_with_secrets_serve_the_same_clusters_and_users() {
     names.sort();
     assert_eq!(names, ["qtunnel-stub-clusters", "qtunnel-stub-keys", "qtunnel-stub-tokens"]);
     drop(agent);
+}
+
+/// Starts an agent that is connected to both, and gives the line of a list that revokes it.
+fn connected(stubs: [&Stub; 2]) -> (Agent, String) {
+    let agent = Agent::start(stubs[1], CLUSTER, &nowhere(), AgentOptions::default());
+    for stub in stubs {
+        eventually("the agent at both stubs", || (stub.agents(CLUSTER).len() == 1).then_some(()));
+    }
+    let line = format!("{CLUSTER}/{}\n", stubs[0].agents(CLUSTER)[0]["name"].as_str().unwrap());
+    (agent, line)
+}
+
+fn is_turned_away(agent: &mut Agent, stubs: [&mut Stub; 2]) {
+    for stub in stubs {
+        stub.process.wait_for_log("agent disconnected");
+        eventually("no agent", || stub.agents(CLUSTER).is_empty().then_some(()));
+    }
+    agent.process.wait_for_log("this agent has been revoked");
+}
+
+#[test]
+fn an_agent_that_is_revoked_in_a_shared_directory_is_turned_away_by_every_stub() {
+    let mut first = Stub::start(options());
+    let mut second = first.start_another(naming(&[&first]));
+    let (mut agent, line) = connected([&first, &second]);
+    std::fs::write(first.state_dir().join("revoked-agents"), line).unwrap();
+    is_turned_away(&mut agent, [&mut first, &mut second]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_revoked_in_a_secret_is_turned_away_by_every_stub() {
+    let api = SampleApi::start();
+    let mut first = start_stub_with_secrets(&api, options()).await;
+    let mut second = first.start_another(naming(&[&first]));
+    let (mut agent, line) = connected([&first, &second]);
+    let list = Secret {
+        metadata: ObjectMeta { name: Some("qtunnel-stub-revoked".to_owned()), ..ObjectMeta::default() },
+        data: Some([("revoked-agents".to_owned(), ByteString(line.into()))].into()),
+        ..Secret::default()
+    };
+    secrets(&api).await.create(&PostParams::default(), &list).await.unwrap();
+    is_turned_away(&mut agent, [&mut first, &mut second]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

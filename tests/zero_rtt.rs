@@ -16,8 +16,15 @@ use support::tunnel::{Agent, AgentOptions, CLUSTER, Stub, StubOptions};
 use support::udp_relay::{Recorded, UdpRelay};
 use support::user::{Http2, User, no_body};
 
+/// Each way; the round trip is twice that.
 const DELAY: Duration = Duration::from_millis(25);
-const ROUND_TRIP: Duration = Duration::from_millis(50);
+
+/// The same where round trips are counted: what a busy machine adds is little beside it.
+const LONG_DELAY: Duration = Duration::from_millis(100);
+
+/// How many round trips it may take from an agent's first packet until a request is at the API server, on a machine that is busy
+/// with other tests. The aim is 1.2.
+const ROUND_TRIPS: f64 = 1.5;
 
 const PODS: &str = "/api/v1/pods";
 
@@ -36,6 +43,11 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
+        Self::start_over(DELAY).await
+    }
+
+    /// The same on a path that takes `delay` each way.
+    async fn start_over(delay: Duration) -> Self {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let noted = requests.clone();
         let upstream = ScriptedUpstream::start(move |head, connection| {
@@ -47,7 +59,7 @@ impl Scene {
         })
         .await;
         let stub = Stub::start(StubOptions::default());
-        let relay = UdpRelay::start(stub.address, DELAY);
+        let relay = UdpRelay::start(stub.address, delay);
         let options = AgentOptions::default().argument("--carrier=quic");
         let agent = Agent::start_at(relay.address, &stub, CLUSTER, &upstream.upstream(), options);
         stub.wait_for_agents(CLUSTER, 1);
@@ -117,15 +129,15 @@ fn replay_from_elsewhere(packets: &[Recorded], stub: &Stub) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_stub_gives_a_returning_agent_requests_at_once() {
-    let mut scene = Scene::start().await;
-    let mut measured = Vec::new();
+    let mut scene = Scene::start_over(LONG_DELAY).await;
+    let mut figures = Vec::new();
     for round in 0..5 {
         let before = scene.requests.lock().unwrap().len();
         tokio::task::block_in_place(|| scene.restart_stub());
         let answered = scene.first_answer().await;
         let began = scene.reconnect()[0].at;
         let reached = scene.requests.lock().unwrap()[before];
-        let in_round_trips = |moment: Instant| (moment - began).as_secs_f64() / ROUND_TRIP.as_secs_f64();
+        let in_round_trips = |moment: Instant| (moment - began).as_secs_f64() / (2 * LONG_DELAY).as_secs_f64();
         println!(
             "the first request reached the API server {:.2} round trips after the agent's first packet, its answer the user \
              after {:.2}",
@@ -136,13 +148,33 @@ async fn a_restarted_stub_gives_a_returning_agent_requests_at_once() {
             scene.stub.process.wait_for_log(RESUMED);
             eventually("the agent to log it", || (scene.agent.process.logged(RESUMED).len() > round).then_some(()));
         });
-        measured.push(in_round_trips(reached));
+        figures.push(in_round_trips(reached));
         let status = tokio::task::block_in_place(|| scene.stub.agents(CLUSTER));
         assert_eq!(status[0]["resumedWith0rtt"], true);
     }
-    // The machine may be busy with something else in one round or another, and not in most.
-    measured.sort_by(f64::total_cmp);
-    assert!(measured[2] < 10.0, "{measured:?}");
+    figures.sort_by(f64::total_cmp);
+    println!("half of them were there within {:.2} round trips", figures[figures.len() / 2]);
+    // A round trip too many would be in every one of them; what a busy machine adds is not.
+    assert!(figures[0] < ROUND_TRIPS, "{figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stub_that_is_offered_the_session_of_another_one_makes_a_whole_handshake() {
+    let mut scene = Scene::start().await;
+    tokio::task::block_in_place(|| {
+        scene.stub.process.kill();
+        // Same keys and same address, so that the agent cannot know.
+        let listen = scene.stub.address.to_string();
+        let other = scene.stub.start_another(StubOptions::default().set("", "listen", listen));
+        other.wait_for_agents(CLUSTER, 1);
+        assert_eq!(other.agents(CLUSTER)[0]["resumedWith0rtt"], false);
+        assert!(other.process.logged(RESUMED).is_empty());
+        // And its own from then on.
+        let mut other = other;
+        other.process.kill();
+        other.restart();
+        other.process.wait_for_log(RESUMED);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

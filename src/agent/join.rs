@@ -10,7 +10,7 @@ use super::dial::{CarrierSettings, DialError, DialTls, Dialer};
 use super::target::Target;
 use crate::carrier::{Connection, FrameReceiver, FrameSender, QuicSettings, ReceiveError, SendError};
 use crate::pki::{
-    AgentCredentials, AgentKey, AgentState, AgentStateError, JoinToken, TlsError, enrollment_client_config,
+    AgentCredentials, AgentKey, AgentState, AgentStateError, JoinToken, Pin, TlsError, enrollment_client_config,
     find_pinned, tcp_enrollment_client_config,
 };
 use crate::wire::{Enroll, ErrorCode, Frame, FrameReader, StreamKind};
@@ -18,12 +18,23 @@ use crate::wire::{Enroll, ErrorCode, Frame, FrameReader, StreamKind};
 /// Why an agent could not join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// No connection. A certificate that does not match the token's fingerprint ends up here too.
+    /// No connection.
     #[error("cannot connect to the stub at {address} to join: {error}")]
     Connect {
         /// Where.
         address: String,
         /// Why.
+        error: DialError,
+    },
+    /// Somebody answers who is not the stub that has made the token. The addresses of one name count as one stub.
+    #[error(
+        "cannot connect to the stub at {address} to join: {error}; make a new join token at that stub with \
+         `qtunnel token create`, or correct --stub"
+    )]
+    OtherStub {
+        /// Where.
+        address: String,
+        /// How the handshake failed.
         error: DialError,
     },
     /// There is nowhere to join.
@@ -56,7 +67,7 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// Whether trying again with the same token may help.
+    /// Whether trying again at the same stub with the same token may help.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::TimedOut | Self::Receive(_) | Self::Send(_) | Self::NoAnswer)
     }
@@ -73,13 +84,14 @@ pub async fn join(
     state: &AgentState,
 ) -> Result<AgentCredentials, JoinError> {
     let key = AgentKey::generate()?;
-    let tls = DialTls {
-        quic: enrollment_client_config(token.authority())?,
-        tcp: tcp_enrollment_client_config(token.authority())?,
-    };
+    let pin = Pin::from(token.authority());
+    let tls = DialTls { quic: enrollment_client_config(pin.clone())?, tcp: tcp_enrollment_client_config(pin.clone())? };
     let dialer = Dialer::new(&Target::any(stub.clone()), carrier, tls, &QuicSettings::default())?;
     // Without a session: a token is never early data.
-    let connection = dialer.probe().await.map_err(|error| JoinError::Connect { address: stub.to_string(), error })?;
+    let connection = dialer.probe().await.map_err(|error| match (stub.to_string(), pin.is_missed()) {
+        (address, true) => JoinError::OtherStub { address, error },
+        (address, false) => JoinError::Connect { address, error },
+    })?;
     let request = Enroll { token: token.to_string(), request: key.signing_request()?.to_vec().into() };
     let result = timeout(PATIENCE, exchange(&connection, request)).await.map_err(|_elapsed| JoinError::TimedOut);
     let chain = result??;

@@ -170,17 +170,21 @@ impl Agent {
         }
     }
 
-    /// Any stub will do. Only the last one's word counts where the others did not answer.
+    /// Any stub will do. One that has not made the token is passed over: it is in vain only where none of them has.
     async fn join_at_any(&self, token: &JoinToken) -> Result<AgentCredentials, JoinError> {
-        let mut result = Err(JoinError::NoStub);
+        let mut failure = JoinError::NoStub;
         for stub in &self.config.stubs {
-            result = join::join(stub, &self.config.carrier, token, &self.state).await;
-            match &result {
-                Err(error) if error.is_temporary() => tracing::debug!(%stub, "{error}"),
-                _ => break,
+            match join::join(stub, &self.config.carrier, token, &self.state).await {
+                Err(error) if error.is_temporary() || matches!(error, JoinError::OtherStub { .. }) => {
+                    tracing::debug!(%stub, "{error}");
+                    if error.is_temporary() || !failure.is_temporary() {
+                        failure = error;
+                    }
+                }
+                result => return result,
             }
         }
-        result
+        Err(failure)
     }
 }
 

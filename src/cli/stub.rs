@@ -106,16 +106,15 @@ public_address = "{first}:{port}"
 # among them.
 # peers = ["stub-0.example.com:8443", "stub-1.example.com:8443"]
 
-# Where this stub keeps what is its own, agents' TLS sessions among it, and, unless [store] says otherwise, keys, join tokens
-# and known clusters. An agent that the file revoked-agents in it names, CLUSTER/AGENT on a line of its own, is turned away;
-# the file is read again when it changes.
+# Where this stub keeps what is its own, agents' TLS sessions among it, and, unless [store] says otherwise, what stubs share.
 # state_dir = "."
 
 [store]
-# What stubs share: keys, join tokens and the list of clusters. Stubs with the same store are one to users and agents.
+# What stubs share: keys, join tokens, the list of clusters and that of revoked agents. Stubs with the same store are one to users
+# and agents. An agent that revoked-agents names, CLUSTER/AGENT on a line of its own, is turned away by all of them within seconds.
 # directory:  files in `path`; by default in state_dir.
-# kubernetes: the Secrets <name_prefix>-keys, -tokens and -clusters of `namespace` (default: the pod's). Keys get there by
-#             `kubectl create secret generic qtunnel-stub-keys --from-file=DIRECTORY`.
+# kubernetes: the Secrets <name_prefix>-keys, -tokens, -clusters and -revoked of `namespace` (default: the pod's). Keys get there
+#             by `kubectl create secret generic qtunnel-stub-keys --from-file=DIRECTORY`.
 kind = "directory"
 # path = "/var/lib/qtunnel-shared"
 # namespace = "qtunnel-stub"

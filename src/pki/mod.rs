@@ -36,7 +36,7 @@ pub use credentials::{AgentCredentials, CredentialsError, ServerCredentials};
 pub use host_name::{HostName, InvalidHostName};
 pub use join_token::{InvalidJoinToken, JoinToken, RandomFailure, TokenId, TokenSecret};
 pub use peer_authorities::{PeerAuthorities, PeerRole};
-pub use pinned_authority::{FingerprintMismatch, find_pinned};
+pub use pinned_authority::{FingerprintMismatch, Pin, find_pinned};
 pub use private_file::FileError;
 pub use signing_request::SigningRequestError;
 pub use store::{DirectoryStore, KubernetesStore, Store, StoreError};

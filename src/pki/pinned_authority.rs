@@ -1,6 +1,7 @@
 //! Trust by fingerprint: how an agent that has only a join token recognizes its stub.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -19,16 +20,45 @@ pub fn find_pinned<'a>(
     chain.iter().find(|certificate| CertificateFingerprint::of(certificate) == *fingerprint)
 }
 
+/// The authority that a join token names, and whether a server has been met that it does not vouch for. Clones are the same
+/// pin.
+///
+/// What carries TLS (QUIC above all) tells of a failed handshake in words alone; this tells it for programs.
+#[derive(Debug, Clone)]
+pub struct Pin {
+    fingerprint: CertificateFingerprint,
+    is_missed: Arc<AtomicBool>,
+}
+
+impl Pin {
+    /// Whether a server without the pinned authority has answered.
+    pub fn is_missed(&self) -> bool {
+        self.is_missed.load(Ordering::Relaxed)
+    }
+}
+
+impl From<CertificateFingerprint> for Pin {
+    fn from(fingerprint: CertificateFingerprint) -> Self {
+        Self { fingerprint, is_missed: Arc::default() }
+    }
+}
+
 /// Accepts a server whose certificate chains to the one authority with a given fingerprint, for the name that was dialled.
 #[derive(Debug)]
 pub(super) struct PinnedAuthority {
-    fingerprint: CertificateFingerprint,
+    pin: Pin,
     provider: Arc<CryptoProvider>,
 }
 
 impl PinnedAuthority {
-    pub(super) fn new(fingerprint: CertificateFingerprint, provider: Arc<CryptoProvider>) -> Self {
-        Self { fingerprint, provider }
+    pub(super) fn new(pin: Pin, provider: Arc<CryptoProvider>) -> Self {
+        Self { pin, provider }
+    }
+
+    fn mismatch(&self) -> Error {
+        self.pin.is_missed.store(true, Ordering::Relaxed);
+        // Not `CertificateError::Other`, of which rustls shows the `Debug` form instead of the message.
+        Error::Other(OtherError(Arc::new(FingerprintMismatch { expected: self.pin.fingerprint })))
     }
 
     /// Verifies as usual, but with `authority` as the only root.
@@ -52,8 +82,8 @@ impl ServerCertVerifier for PinnedAuthority {
     ) -> Result<ServerCertVerified, Error> {
         let authority = intermediates
             .iter()
-            .find(|certificate| CertificateFingerprint::of(certificate) == self.fingerprint)
-            .ok_or_else(|| fingerprint_mismatch(self.fingerprint))?;
+            .find(|certificate| CertificateFingerprint::of(certificate) == self.pin.fingerprint)
+            .ok_or_else(|| self.mismatch())?;
         self.verifier(authority)?.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
     }
 
@@ -89,9 +119,4 @@ impl ServerCertVerifier for PinnedAuthority {
 )]
 pub struct FingerprintMismatch {
     expected: CertificateFingerprint,
-}
-
-fn fingerprint_mismatch(expected: CertificateFingerprint) -> Error {
-    // Not `CertificateError::Other`, of which rustls shows the `Debug` form instead of the message.
-    Error::Other(OtherError(Arc::new(FingerprintMismatch { expected })))
 }

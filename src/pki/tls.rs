@@ -13,10 +13,9 @@ use rustls::server::{ServerSessionMemoryCache, VerifierBuilderError, WebPkiClien
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
-use super::certificate::CertificateFingerprint;
 use super::credentials::{AgentCredentials, ServerCredentials};
 use super::peer_authorities::PeerAuthorities;
-use super::pinned_authority::PinnedAuthority;
+use super::pinned_authority::{Pin, PinnedAuthority};
 use crate::wire::{ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP};
 
 /// For the stub's HTTPS front: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1. A client may do without a certificate, to
@@ -111,7 +110,8 @@ pub fn tcp_tunnel_server_config_verified_by(
 }
 
 /// For an agent that has joined: TLS 1.3 with its certificate, to a stub whose certificate chains to the authority the
-/// agent learned when it joined. Keep one for as long as the credentials: it remembers the sessions to resume.
+/// agent learned when it joined. Keep one for as long as the credentials: it remembers the sessions to resume, in
+/// memory alone: rustls 0.23 lets nobody write a client's session down (`Tls13ClientSessionValue`).
 ///
 /// # Errors
 /// The credentials hold what is no certificate.
@@ -137,17 +137,17 @@ pub fn tcp_tunnel_client_config(agent: &AgentCredentials) -> Result<ClientConfig
 }
 
 /// For an agent that has only a join token: TLS 1.3 without a certificate, to a stub whose certificate chains to the
-/// authority with this fingerprint. It never resumes and sends no early data, so that a secret is sent once only.
+/// authority that is pinned. It never resumes and sends no early data, so that a secret is sent once only.
 ///
 /// # Errors
 /// The cryptographic provider lacks TLS 1.3, which does not happen.
-pub fn enrollment_client_config(authority: CertificateFingerprint) -> Result<ClientConfig, TlsError> {
+pub fn enrollment_client_config(authority: impl Into<Pin>) -> Result<ClientConfig, TlsError> {
     let provider = provider();
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
         // "Dangerous" is any verifier that is not rustls's own; this one only chooses the root for rustls's own.
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedAuthority::new(authority, provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedAuthority::new(authority.into(), provider)))
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_ENROLLMENT.to_vec()];
     config.resumption = Resumption::disabled();
@@ -158,7 +158,7 @@ pub fn enrollment_client_config(authority: CertificateFingerprint) -> Result<Cli
 ///
 /// # Errors
 /// As [`enrollment_client_config`].
-pub fn tcp_enrollment_client_config(authority: CertificateFingerprint) -> Result<ClientConfig, TlsError> {
+pub fn tcp_enrollment_client_config(authority: impl Into<Pin>) -> Result<ClientConfig, TlsError> {
     let mut config = enrollment_client_config(authority)?;
     config.alpn_protocols = vec![ALPN_ENROLLMENT_TCP.to_vec()];
     Ok(config)

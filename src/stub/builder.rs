@@ -28,7 +28,7 @@ use super::record::Watchers;
 use super::registry::Registry;
 use super::reload::{Followed, Reload};
 use super::retry_budget::RetryBudgets;
-use super::revocation::RevokedAgents;
+use super::revocation::{RevocationError, RevokedAgents};
 use super::select::AgentSelector;
 use super::server_certificate::ServerCertificate;
 use super::sessions::{FileSessions, SessionStore};
@@ -142,6 +142,7 @@ impl StubBuilder {
         let Self { config, settings_file, parts } = self;
         let keys_are_in_directory = parts.store.is_none() && matches!(config.store, StoreConfig::Directory { .. });
         let keys = load_keys(&config, parts.store).await?;
+        let revoked = revoked_agents(&config, &keys).await?;
         // A directory costs nothing to look into every second.
         let own = match keys_are_in_directory {
             true => OwnAuthorities::followed(keys.clone()),
@@ -195,7 +196,7 @@ impl StubBuilder {
             registry: Registry::new(parts.selector.unwrap_or_else(|| config.agents.selector.selector())),
             retry_budgets: RetryBudgets::default(),
             sessions: parts.session_store.unwrap_or_else(|| file_sessions(&config, &keys)),
-            revoked: RevokedAgents::load(&config.state_dir)?,
+            revoked,
             clusters: KnownClusters::new(keys.store().clone()),
             peers,
             http3_alternative: config.http3.alternative(&config.public_address),
@@ -276,6 +277,13 @@ async fn load_keys(config: &StubConfig, store: Option<Arc<dyn Store>>) -> Result
         Ok::<_, StubKeysError>(Arc::new(keys))
     });
     Ok(loading.await.map_err(|_interrupted| StoreError::Stopped).map_err(StubKeysError::from)??)
+}
+
+/// Who is revoked, as the store has it.
+async fn revoked_agents(config: &StubConfig, keys: &StubKeys) -> Result<RevokedAgents, StartError> {
+    let (store, state_dir) = (keys.store().clone(), config.state_dir.clone());
+    let loading = tokio::task::spawn_blocking(move || RevokedAgents::load(store, &state_dir));
+    Ok(loading.await.map_err(|_interrupted| RevocationError::from(StoreError::Stopped))??)
 }
 
 /// An authorizer, and the files that it has to follow.

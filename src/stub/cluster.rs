@@ -1,6 +1,7 @@
 //! The agents of one cluster, and which API server it is that they serve.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::registry::{AgentLink, Succession};
 use crate::wire::ClusterId;
@@ -8,14 +9,21 @@ use crate::wire::ClusterId;
 /// The agents of one cluster, in the order in which they have connected.
 ///
 /// Two agents that serve the API servers of two clusters would answer as one what are two, so only those of one are chosen.
-/// Agents of another one wait until every connection of the old one is gone; then the cluster is switched. An agent that does
-/// not know its API server's identity counts as one of any.
+/// Agents of another one wait until every connection of the old one is gone or has been silent for [`HOLDS_FOR`]; then the
+/// cluster is switched. An agent that does not know its API server's identity counts as one of any.
 #[derive(Debug, Default)]
 pub struct Cluster {
     links: Vec<Arc<AgentLink>>,
     /// The UID of the namespace kube-system, as agents have told it.
     api_server: Option<Arc<str>>,
 }
+
+/// For how long an agent whose connection does not answer holds the cluster for its API server.
+///
+/// One that was killed leaves a connection behind that lives for minutes, until its idle timeout, and that takes no requests. By now
+/// those that it had are refused as well (`silence_timeout`, by default as long), so that nobody is served while newcomers wait. One
+/// that answers again after this waits in its turn; what is open on it goes on.
+pub const HOLDS_FOR: Duration = Duration::from_secs(30);
 
 /// The most connections of one agent: one for new requests, and those on which older ones end. An agent that goes to and fro
 /// between carriers has no more.
@@ -68,9 +76,12 @@ impl Cluster {
         self.api_server.as_ref()
     }
 
-    /// Decides which agents wait. Call it when an agent has come, gone or told which API server is its own.
+    /// Decides which agents wait. Call it when an agent has come, gone or told which API server is its own, when one has been
+    /// silent for [`HOLDS_FOR`], and when it answers again.
     pub fn settle(&mut self) {
-        let mut known = self.links.iter().filter_map(|link| Some((link, link.api_server()?)));
+        let now = Instant::now();
+        let answering = self.links.iter().filter(|link| holds(link.suspect_since(), now));
+        let mut known = answering.filter_map(|link| Some((link, link.api_server()?)));
         let is_served = known.clone().any(|(_, api_server)| Some(&api_server) == self.api_server.as_ref());
         if !is_served
             && let Some((link, new)) = known.next()
@@ -84,11 +95,29 @@ impl Cluster {
     }
 }
 
+/// Whether an agent that is suspect since then, if it is, still holds the cluster.
+fn holds(suspect_since: Option<Instant>, now: Instant) -> bool {
+    suspect_since.is_none_or(|since| now.saturating_duration_since(since) < HOLDS_FOR)
+}
+
 fn log_switch(cluster: &ClusterId, old: &str, new: &str) {
     tracing::warn!(
         %cluster,
         old,
         new,
-        "the cluster is served by another API server now; every connection of the old one is gone"
+        "the cluster is served by another API server now; every connection of the old one is gone or silent"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_holds_its_cluster_until_it_has_been_silent_for_a_while() {
+        let suspect_since = Instant::now();
+        assert!(holds(None, suspect_since));
+        assert!(holds(Some(suspect_since), suspect_since + HOLDS_FOR - Duration::from_millis(1)));
+        assert!(!holds(Some(suspect_since), suspect_since + HOLDS_FOR));
+    }
 }

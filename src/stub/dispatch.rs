@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::Body;
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -14,7 +15,7 @@ use super::meter::{Meter, MeteredBody};
 use super::registry::{AgentLink, OpenStream, Registry, Unavailable};
 use super::retry_budget::RetryBudget;
 use crate::carrier::{
-    FrameReceiver, FrameSender, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body,
+    FrameReceiver, FrameSender, PathState, ReceiveError, SendError, StreamReadError, StreamWriteError, send_body,
 };
 use crate::kube::{RequestInfo, Status};
 use crate::wire::{
@@ -37,6 +38,8 @@ pub struct Exchange {
     pub stream: OpenStream,
     /// Who passed the request on.
     pub agent: AgentName,
+    /// Whether the agent answers.
+    pub path: watch::Receiver<PathState>,
     /// Ready when the agent is about to stop.
     pub leaving: WaitForCancellationFutureOwned,
 }
@@ -140,8 +143,9 @@ where
                 let upload = body.take().filter(|_| !bodiless);
                 let upload = upload.map(|body| MeteredBody::new(body, stream.meter().clone()));
                 let agent = link.identity.agent.clone();
-                let (info, head, leaving) = (outgoing.info, &outgoing.head, link.leaving());
-                let exchange = Exchanging { sender, frames, stream, agent, leaving, info, head };
+                let (info, head) = (outgoing.info, &outgoing.head);
+                let (path, leaving) = (link.connection.path_state(), link.leaving());
+                let exchange = Exchanging { sender, frames, stream, agent, path, leaving, info, head };
                 let answered = exchange.answered(upload, outgoing.cluster, patience.response);
                 let answered = tokio::select! {
                     answered = answered => answered,
@@ -203,6 +207,7 @@ struct Exchanging<'a> {
     frames: FrameReceiver,
     stream: OpenStream,
     agent: AgentName,
+    path: watch::Receiver<PathState>,
     leaving: WaitForCancellationFutureOwned,
     info: &'a RequestInfo,
     head: &'a RequestHead,
@@ -214,7 +219,7 @@ impl Exchanging<'_> {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display + Send,
     {
-        let Self { mut sender, mut frames, stream, agent, leaving, info, head } = self;
+        let Self { mut sender, mut frames, stream, agent, path, leaving, info, head } = self;
         let lost = |why: &str| Attempt::Final(Status::lost_after_dispatch(cluster, why));
         let mut upload = None;
         let mut upgrading = None;
@@ -234,7 +239,7 @@ impl Exchanging<'_> {
         };
         match frame {
             Ok(Some(Frame::ResponseHead(head))) => {
-                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent, leaving })
+                Ok(Exchange { head: *head, frames, sender: upgrading, upload, stream, agent, path, leaving })
             }
             Ok(Some(Frame::Failure(reported))) => Err(failed(reported, head, info, cluster)),
             Err(ReceiveError::Stream(StreamReadError::Reset(ErrorCode::NotDispatched))) => {

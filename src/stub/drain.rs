@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::shared::Shared;
 
@@ -12,10 +13,15 @@ use super::shared::Shared;
 pub struct Drain {
     announced: CancellationToken,
     closing: CancellationToken,
+    /// Connections that came when the stub took no more requests.
+    latecomers: TaskTracker,
 }
 
 /// How long clients have to hear that their session is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long clients that came last have to finish their handshake and to hear that they had better go elsewhere.
+const LATECOMERS: Duration = Duration::from_secs(5);
 
 /// Ends everything that goes on, and returns when nothing does any more, or when it has taken too long.
 pub async fn run(shared: &Shared) {
@@ -33,10 +39,18 @@ pub async fn run(shared: &Shared) {
     shared.drain.closing.cancel();
     tracing::info!(requests = shared.open_requests.count(), "taking no more requests; waiting for those that are open");
     shared.tasks.close();
-    if timeout(limits.shutdown(), shared.tasks.wait()).await.is_ok() {
-        return;
+    let all_ended = timeout(limits.shutdown(), shared.tasks.wait()).await.is_ok();
+    if !all_ended {
+        cut_off(shared).await;
     }
 
+    // A load balancer that has not noticed yet still sends clients: one whose connection broke in its handshake could not know
+    // that its request has gone nowhere. They do not hold up the rest, so that a stop ends under any load.
+    shared.drain.latecomers.close();
+    let _ = timeout(LATECOMERS, shared.drain.latecomers.wait()).await;
+}
+
+async fn cut_off(shared: &Shared) {
     // What is left does not end by itself, a session in a container for instance. It is closed with a reason where its protocol
     // knows one, and broken off elsewhere: a clean end would say that it is over.
     tracing::warn!(
@@ -61,6 +75,11 @@ impl Drain {
     /// Whether the stub takes no more connections.
     pub fn is_closing(&self) -> bool {
         self.closing.is_cancelled()
+    }
+
+    /// The connections of clients that come when the stub takes no more requests, and are told so.
+    pub fn latecomers(&self) -> &TaskTracker {
+        &self.latecomers
     }
 
     /// Waits until the stub takes no more connections.

@@ -38,6 +38,15 @@ pub enum EnrollmentError {
 }
 
 impl EnrollmentError {
+    /// Whether the same token may be good a moment later: it was not looked at, or what it bought could not be made.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Token { error: RedeemError::Store(_) | RedeemError::Record(_), .. } => true,
+            Self::Issued(_) | Self::Interrupted => true,
+            Self::NoToken(_) | Self::Token { .. } | Self::Request(_) => false,
+        }
+    }
+
     /// What the peer may know.
     pub fn peer_message(&self) -> String {
         match self {

@@ -1,26 +1,44 @@
-//! Saying goodbye on an upgraded connection, which WebSocket has a word for and SPDY has not.
+//! What the stub itself says on an upgraded connection, which WebSocket has words for and SPDY has not: that it waits with the
+//! client, and goodbye.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, sink};
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
-use crate::carrier::Disconnect;
+use crate::carrier::{Disconnect, PathState};
 use crate::wire::UpgradeProtocol;
 
 /// A client's upgraded connection of which is known where its frames end.
 #[derive(Debug)]
 pub struct UpgradedSocket<S> {
-    socket: S,
-    frames: Option<WebSocketFrames>,
+    /// Locked for a moment at a time, by the futures of one task.
+    inner: Arc<Mutex<Inner<S>>>,
     boundary: Arc<AtomicBool>,
 }
+
+#[derive(Debug)]
+struct Inner<S> {
+    socket: S,
+    frames: Option<WebSocketFrames>,
+    /// What is still to be written of a pong that has begun.
+    pong: &'static [u8],
+}
+
+/// A pong without content. It may be sent unsolicited, as a heartbeat (RFC 6455, section 5.5.3).
+const PONG: &[u8] = &[0x8a, 0];
+
+/// How often the client hears while the agent does not answer. kubectl gives a session up when it has had no pong for 61 s
+/// (`client-go/tools/remotecommand/websocket.go`, `pingReadDeadline`).
+const PONG_EVERY: Duration = Duration::from_secs(5);
 
 /// The status code of an endpoint that is going away (RFC 6455, section 7.4.1).
 const GOING_AWAY: u16 = 1001;
@@ -37,7 +55,27 @@ impl<S: AsyncRead + AsyncWrite + Disconnect + Unpin> UpgradedSocket<S> {
             UpgradeProtocol::Spdy => None,
         };
         let boundary = Arc::new(AtomicBool::new(frames.is_some()));
-        Self { socket, frames, boundary }
+        Self { inner: Arc::new(Mutex::new(Inner { socket, frames, pong: &[] })), boundary }
+    }
+
+    /// Tells the client that the connection lives for as long as the agent at `path` does not answer: its pings wait with
+    /// everything else. For the task that also relays; it never ends.
+    pub fn keep_client(&self, mut path: watch::Receiver<PathState>) -> impl Future<Output = Infallible> + use<S> {
+        let (inner, boundary) = (self.inner.clone(), self.boundary.clone());
+        async move {
+            while path.wait_for(|path| path.suspect_since.is_some()).await.is_ok() {
+                if boundary.load(Ordering::Relaxed) {
+                    locked(&inner).pong = PONG;
+                    let writing = std::future::poll_fn(|context| locked(&inner).poll_pong(context));
+                    if writing.await.is_err() {
+                        break;
+                    }
+                }
+                sleep(PONG_EVERY).await;
+            }
+            // What has ended or broken the relay sees as well.
+            std::future::pending().await
+        }
     }
 
     /// Becomes ready when goodbye can be said, for a task that also writes to the socket; and after a moment without such
@@ -62,15 +100,34 @@ impl<S: AsyncRead + AsyncWrite + Disconnect + Unpin> UpgradedSocket<S> {
         };
         match said {
             // Closing a socket with unread bytes in it would discard what was sent (RFC 1122, section 4.2.2.13).
-            Ok(Ok(())) => drop(timeout(PATIENCE, tokio::io::copy(&mut self.socket, &mut sink())).await),
-            _ => self.socket.disconnect(),
+            Ok(Ok(())) => drop(timeout(PATIENCE, tokio::io::copy(&mut self, &mut sink())).await),
+            _ => self.disconnect(),
         }
     }
 
     async fn say_goodbye(&mut self, reason: &str) -> io::Result<()> {
-        self.socket.write_all(&close_frame(GOING_AWAY, reason)).await?;
-        self.socket.shutdown().await
+        self.write_all(&close_frame(GOING_AWAY, reason)).await?;
+        self.shutdown().await
     }
+}
+
+impl<S: AsyncWrite + Unpin> Inner<S> {
+    /// Writes what is left of a pong, and nothing else before that is done.
+    fn poll_pong(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.pong.is_empty() {
+            let written = ready!(Pin::new(&mut self.socket).poll_write(context, self.pong))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.pong = self.pong.get(written..).unwrap_or_default();
+        }
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+}
+
+fn locked<S>(inner: &Mutex<Inner<S>>) -> MutexGuard<'_, Inner<S>> {
+    // A panic of one that held it ends the whole task.
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A server's close frame (RFC 6455, section 5.5.1). The reason is cut to what fits into a control frame.
@@ -85,37 +142,36 @@ fn close_frame(code: u16, reason: &str) -> Vec<u8> {
 
 impl<S: Disconnect> Disconnect for UpgradedSocket<S> {
     fn disconnect(&mut self) {
-        self.socket.disconnect();
+        locked(&self.inner).socket.disconnect();
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for UpgradedSocket<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut locked(&self.inner).socket).poll_read(context, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for UpgradedSocket<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write(context, data))?;
-        let Self { frames, boundary, .. } = &mut *self;
-        if let Some(frames) = frames {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let mut inner = locked(&self.inner);
+        if !inner.pong.is_empty() {
+            ready!(inner.poll_pong(context))?;
+        }
+        let written = ready!(Pin::new(&mut inner.socket).poll_write(context, data))?;
+        if let Some(frames) = &mut inner.frames {
             frames.pass(&data[..written]);
-            boundary.store(frames.is_between_frames(), Ordering::Relaxed);
+            self.boundary.store(frames.is_between_frames(), Ordering::Relaxed);
         }
         Poll::Ready(Ok(written))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut locked(&self.inner).socket).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut locked(&self.inner).socket).poll_shutdown(context)
     }
 }
 
@@ -187,6 +243,53 @@ mod tests {
         let mut at_once = WebSocketFrames::default();
         at_once.pass(&long);
         assert!(at_once.is_between_frames());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_hears_pongs_between_frames_while_the_agent_is_silent() {
+        use tokio::io::AsyncReadExt;
+
+        struct Held(tokio::io::DuplexStream);
+        impl AsyncRead for Held {
+            fn poll_read(mut self: Pin<&mut Self>, c: &mut Context<'_>, b: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.0).poll_read(c, b)
+            }
+        }
+        impl AsyncWrite for Held {
+            fn poll_write(mut self: Pin<&mut Self>, c: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.0).poll_write(c, data)
+            }
+            fn poll_flush(mut self: Pin<&mut Self>, c: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.0).poll_flush(c)
+            }
+            fn poll_shutdown(mut self: Pin<&mut Self>, c: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.0).poll_shutdown(c)
+            }
+        }
+        impl Disconnect for Held {
+            fn disconnect(&mut self) {}
+        }
+
+        let (socket, mut client) = tokio::io::duplex(64);
+        let mut socket = UpgradedSocket::new(Held(socket), UpgradeProtocol::WebSocket);
+        let remote = "127.0.0.1:1".parse().unwrap();
+        let (tell, path) = watch::channel(PathState { remote, suspect_since: None });
+        let keeping = tokio::spawn(socket.keep_client(path));
+        let minute = PONG_EVERY * 12;
+
+        sleep(minute).await;
+        socket.write_all(b"\x82\x03a").await.unwrap();
+        tell.send_modify(|path| path.suspect_since = Some(std::time::Instant::now()));
+        sleep(minute).await;
+        socket.write_all(b"bc").await.unwrap();
+        let mut frame = [0; 5];
+        client.read_exact(&mut frame).await.unwrap();
+        assert_eq!(&frame, b"\x82\x03abc", "nothing comes while all is well, nor within a frame");
+
+        let mut pongs = [0; 4];
+        client.read_exact(&mut pongs).await.unwrap();
+        assert_eq!(pongs, *b"\x8a\0\x8a\0");
+        keeping.abort();
     }
 
     #[test]

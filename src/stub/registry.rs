@@ -134,21 +134,22 @@ impl Registry {
     pub fn report(&self, link: &AgentLink, report: Report) {
         let api_server = link.api_server();
         link.report(report);
-        if link.api_server() != api_server
-            && let Some(cluster) = self.lock().get_mut(&link.identity.cluster)
-        {
+        if link.api_server() != api_server {
+            self.settle(&link.identity.cluster);
+        }
+    }
+
+    /// Decides again which agents of `cluster` wait: see [`Cluster::settle`].
+    pub fn settle(&self, cluster: &ClusterId) {
+        if let Some(cluster) = self.lock().get_mut(cluster) {
             cluster.settle();
         }
+        self.available.notify_waiters();
     }
 
     /// Which API server serves `cluster`: the UID of its namespace kube-system. `None` while no agent has told it.
     pub fn api_server(&self, cluster: &ClusterId) -> Option<Arc<str>> {
         self.lock().get(cluster)?.api_server().cloned()
-    }
-
-    /// Notes that an agent's connection answers again.
-    pub fn recovered(&self) {
-        self.available.notify_waiters();
     }
 
     /// Like [`Registry::choose`], and waits for up to `patience` while there are agents whose connections do not answer:

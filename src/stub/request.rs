@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
+use tokio::sync::watch;
 
 use super::authorize::{Authorizer, Decision, OwnedAttributes};
 use super::body::{AbortOnDrop, AnswerBody, BoundedBody, ResumableWatch, TunnelledBody};
@@ -29,7 +30,7 @@ use super::record::{GivenAnswer, RequestRecord};
 use super::registry::OpenStream;
 use super::route::Route;
 use super::shared::Shared;
-use crate::carrier::{ReceivedBody, relay};
+use crate::carrier::{PathState, ReceivedBody, relay};
 use crate::kube::{RequestInfo, Status, headers, impersonation, requested_upgrade};
 use crate::wire::{AgentName, ClusterId, ErrorCode, Identity, RequestHead, UpgradeProtocol};
 
@@ -338,7 +339,7 @@ async fn passed_on(
     on_upgrade: OnUpgrade,
     drain: &Drain,
 ) -> Result<Answer, Status> {
-    let Exchange { head, frames, sender, upload, stream, agent, leaving } = exchange;
+    let Exchange { head, frames, sender, upload, stream, agent, path, leaving } = exchange;
     open.carried_by(&agent);
     let mut response = Response::new(());
     *response.status_mut() = head.status;
@@ -351,7 +352,7 @@ async fn passed_on(
         };
         sender.make_raw();
         write_upgrade(response.headers_mut(), upgrade);
-        let upgraded = UpgradedExchange { on_upgrade, protocol: upgrade, sender, frames, stream, open, agent };
+        let upgraded = UpgradedExchange { on_upgrade, protocol: upgrade, sender, frames, stream, open, agent, path };
         return Ok(Answer::Upgraded(response, upgraded));
     }
     if let Some(mut sender) = sender {
@@ -428,6 +429,7 @@ struct UpgradedExchange {
     stream: OpenStream,
     open: OpenRequest,
     agent: AgentName,
+    path: watch::Receiver<PathState>,
 }
 
 impl UpgradedExchange {
@@ -440,7 +442,7 @@ impl UpgradedExchange {
         };
         let socket = MeteredSocket::new(socket, self.stream.meter().clone());
         let mut socket = UpgradedSocket::new(socket, self.protocol);
-        let boundary = socket.boundary();
+        let (boundary, keeping) = (socket.boundary(), socket.keep_client(self.path));
         let ending = async {
             let ending = ending_of(&self.open).await;
             if ending == Ending::Stopping {
@@ -454,6 +456,7 @@ impl UpgradedExchange {
             end = relay(&mut socket, self.sender, self.frames, ErrorCode::Cancelled, Some(LINGER)) => Ok(end),
             // Dropping the relay resets the stream.
             ending = ending => Err(ending),
+            never = keeping => match never {},
         };
         match relayed {
             Ok(end) if end.clean => record.complete(),

@@ -1,133 +1,134 @@
-//! Agents that must not come back, although their certificates are valid: the file `revoked-agents` of the state directory.
+//! Agents that must not come back, although their certificates are valid: the list `revoked-agents` of the store.
 
 use std::collections::HashSet;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::registry::Registry;
+use super::reload::{Followed, Reload, Source};
+use crate::pki::store::{Key, Store, StoreError};
 use crate::pki::{AgentIdentity, InvalidAgentIdentity};
 use crate::wire::ErrorCode;
 
-/// How often the file is looked at.
+/// How often the list is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The agents that a stub turns away, new connections and resumed sessions alike.
+/// The agents that every stub of a store turns away, new connections and resumed sessions alike.
 ///
-/// A line of the file is `CLUSTER/AGENT`, as `qtunnel status` names them; empty lines and those that begin with `#` count for
-/// nothing. The file is read again when it changes, and may be missing. One that cannot be read changes nothing.
-#[derive(Debug)]
-pub struct RevokedAgents {
-    path: PathBuf,
-    current: ArcSwap<Loaded>,
-}
-
-#[derive(Debug)]
-struct Loaded {
-    text: String,
-    agents: HashSet<AgentIdentity>,
-}
+/// A line of the list is `CLUSTER/AGENT`, as `qtunnel status` names them; empty lines and those that begin with `#` count for
+/// nothing. The list is read again all the time, and may be missing. One that cannot be read changes nothing.
+#[derive(Debug, Clone)]
+pub struct RevokedAgents(Arc<Followed<StoredList>>);
 
 /// Why it is not known who is revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum RevocationError {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+    /// The list cannot be read.
+    #[error("cannot read the list of revoked agents: {0}")]
+    Store(#[from] StoreError),
+    /// The list is no text.
+    #[error("{}: it is not UTF-8; write CLUSTER/AGENT on a line for each agent", place.display())]
+    NoText {
+        /// The list.
+        place: PathBuf,
     },
     /// A line names nobody.
-    #[error("{}, line {line}: {source}; write CLUSTER/AGENT, as `qtunnel status` names them", path.display())]
+    #[error("{}, line {line}: {source}; write CLUSTER/AGENT, as `qtunnel status` names them", place.display())]
     Line {
-        /// The file.
-        path: PathBuf,
+        /// The list.
+        place: PathBuf,
         /// Counted from 1.
         line: usize,
         /// What is wrong.
         source: InvalidAgentIdentity,
     },
+    /// There is a list that nobody would look at.
+    #[error("{} counts for nothing, because [store] keeps the list: move it to {}", path.display(), place.display())]
+    Misplaced {
+        /// Where it is.
+        path: PathBuf,
+        /// Where it has to be.
+        place: PathBuf,
+    },
 }
 
 impl RevokedAgents {
-    /// Reads the file of a state directory.
+    /// Reads the list in `store`. It blocks.
     ///
     /// # Errors
-    /// It cannot be used. Nobody is let in then, because it might be the one who must not.
-    pub fn load(state_dir: &Path) -> Result<Self, RevocationError> {
-        let path = state_dir.join("revoked-agents");
-        let loaded = parse(&path, read(&path)?)?;
-        Ok(Self { path, current: ArcSwap::from_pointee(loaded) })
+    /// It cannot be used, or there is one in `state_dir` that does not count. Nobody is let in then, because it might be the one
+    /// who must not.
+    pub fn load(store: Arc<dyn Store>, state_dir: &Path) -> Result<Self, RevocationError> {
+        let list = StoredList(store);
+        let (path, place) = (state_dir.join("revoked-agents"), list.place());
+        if path.exists() && !is_same_file(&path, &place) {
+            return Err(RevocationError::Misplaced { path, place });
+        }
+        Ok(Self(Arc::new(Followed::load(list)?)))
     }
 
     /// Whether the agent is to be turned away.
     pub fn contains(&self, agent: &AgentIdentity) -> bool {
-        self.current.load().agents.contains(agent)
+        self.0.current().contains(agent)
     }
 
-    /// Follows the file for ever, and closes the connections of those who are revoked, within three seconds.
+    /// Follows the list for ever, and closes the connections of those who are revoked, within three seconds.
     pub async fn follow(&self, registry: &Registry) {
-        let mut last = None;
         loop {
             tokio::time::sleep(INTERVAL).await;
-            let path = self.path.clone();
+            let list = self.0.clone();
             // It fails only when the runtime is stopping.
-            let Ok(content) = tokio::task::spawn_blocking(move || read(&path)).await else { return };
-            last = self.look(content, last);
+            let Ok(()) = tokio::task::spawn_blocking(move || list.check(false)).await else { return };
             self.close_connections(registry);
         }
     }
 
-    /// Puts the content in force when two looks have found the same: half a file that somebody is writing would let agents
-    /// in again.
-    fn look(&self, content: Result<String, RevocationError>, last: Option<String>) -> Option<String> {
-        let found = match &content {
-            Ok(text) if *text == self.current.load().text => return None,
-            Ok(text) => text.clone(),
-            Err(error) => error.to_string(),
-        };
-        if last.as_ref() == Some(&found) {
-            match content.and_then(|text| parse(&self.path, text)) {
-                Ok(loaded) => {
-                    tracing::info!(agents = loaded.agents.len(), "the list of revoked agents has changed");
-                    self.current.store(loaded.into());
-                    return None;
-                }
-                Err(error) => tracing::error!("the list of revoked agents stays as it was: {error}"),
-            }
-        }
-        Some(found)
-    }
-
     fn close_connections(&self, registry: &Registry) {
-        let revoked = self.current.load();
-        if revoked.agents.is_empty() {
+        let revoked = self.0.current();
+        if revoked.is_empty() {
             return;
         }
-        for link in registry.all().iter().filter(|link| revoked.agents.contains(&link.identity)) {
+        for link in registry.all().iter().filter(|link| revoked.contains(&link.identity)) {
             link.connection.close(ErrorCode::IdentityRejected, "this agent has been revoked");
         }
     }
 }
 
-fn read(path: &Path) -> Result<String, RevocationError> {
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        result => result.map_err(|source| RevocationError::Unreadable { path: path.to_owned(), source }),
+/// The list in a store.
+#[derive(Debug)]
+struct StoredList(Arc<dyn Store>);
+
+impl StoredList {
+    fn place(&self) -> PathBuf {
+        self.0.place(&Key::revoked_agents())
     }
 }
 
-fn parse(path: &Path, text: String) -> Result<Loaded, RevocationError> {
-    let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let agents = lines
-        .map(|(line, name)| agent(name).map_err(|source| RevocationError::Line { path: path.to_owned(), line, source }))
-        .collect::<Result<_, _>>()?;
-    Ok(Loaded { text, agents })
+impl Source for StoredList {
+    type Content = Vec<u8>;
+    type Value = HashSet<AgentIdentity>;
+    type Error = RevocationError;
+
+    fn name(&self) -> &'static str {
+        "revoked-agents"
+    }
+
+    fn read(&self) -> Result<Vec<u8>, RevocationError> {
+        Ok(self.0.get(&Key::revoked_agents())?.unwrap_or_default())
+    }
+
+    fn build(&self, text: &Vec<u8>) -> Result<HashSet<AgentIdentity>, RevocationError> {
+        let text = std::str::from_utf8(text).map_err(|_| RevocationError::NoText { place: self.place() })?;
+        let lines = (1..).zip(text.lines().map(str::trim));
+        lines
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+            .map(|(line, name)| {
+                agent(name).map_err(|source| RevocationError::Line { place: self.place(), line, source })
+            })
+            .collect()
+    }
 }
 
 fn agent(line: &str) -> Result<AgentIdentity, InvalidAgentIdentity> {
@@ -135,20 +136,30 @@ fn agent(line: &str) -> Result<AgentIdentity, InvalidAgentIdentity> {
     AgentIdentity::from_str(&format!("qtunnel://{cluster}/agent/{agent}"))
 }
 
+/// Whether both paths lead to one file that is there.
+fn is_same_file(path: &Path, other: &Path) -> bool {
+    path.canonicalize().ok().is_some_and(|path| other.canonicalize().is_ok_and(|other| path == other))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pki::DirectoryStore;
 
     fn identity(text: &str) -> AgentIdentity {
         text.parse().unwrap()
     }
 
+    fn load(directory: &Path) -> Result<RevokedAgents, RevocationError> {
+        RevokedAgents::load(Arc::new(DirectoryStore::new(directory)), directory)
+    }
+
     #[test]
     fn the_listed_agents_are_revoked_and_no_others() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(!RevokedAgents::load(directory.path()).unwrap().contains(&identity("qtunnel://eu/agent/a1")));
+        assert!(!load(directory.path()).unwrap().contains(&identity("qtunnel://eu/agent/a1")));
         std::fs::write(directory.path().join("revoked-agents"), "# stolen\n\n eu/a1 \nus/a2\n").unwrap();
-        let revoked = RevokedAgents::load(directory.path()).unwrap();
+        let revoked = load(directory.path()).unwrap();
         assert!(revoked.contains(&identity("qtunnel://eu/agent/a1")));
         assert!(revoked.contains(&identity("qtunnel://us/agent/a2")));
         assert!(!revoked.contains(&identity("qtunnel://us/agent/a1")));
@@ -159,7 +170,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for bad in ["eu", "eu/", "eu/a1/x", "EU/a1"] {
             std::fs::write(directory.path().join("revoked-agents"), format!("us/a2\n{bad}\n")).unwrap();
-            let error = RevokedAgents::load(directory.path()).unwrap_err().to_string();
+            let error = load(directory.path()).unwrap_err().to_string();
             assert!(error.contains("revoked-agents, line 2: "), "{error}");
         }
     }
@@ -167,14 +178,27 @@ mod tests {
     #[test]
     fn a_change_counts_when_it_is_found_twice_and_a_bad_one_never() {
         let directory = tempfile::tempdir().unwrap();
-        let revoked = RevokedAgents::load(directory.path()).unwrap();
-        let agent = identity("qtunnel://eu/agent/a1");
-        let first = revoked.look(Ok("eu/a1".to_owned()), None);
+        let (list, agent) = (directory.path().join("revoked-agents"), identity("qtunnel://eu/agent/a1"));
+        let revoked = load(directory.path()).unwrap();
+        std::fs::write(&list, "eu/a1").unwrap();
+        revoked.0.check(false);
         assert!(!revoked.contains(&agent));
-        let last = revoked.look(Ok("eu/a1".to_owned()), first);
+        revoked.0.check(false);
         assert!(revoked.contains(&agent));
-        let last = revoked.look(Ok("nobody".to_owned()), last);
-        assert!(revoked.look(Ok("nobody".to_owned()), last).is_some());
+        std::fs::write(&list, "nobody").unwrap();
+        revoked.0.check(false);
+        revoked.0.check(false);
         assert!(revoked.contains(&agent));
+    }
+
+    #[test]
+    fn a_list_beside_the_store_is_refused_and_not_passed_over() {
+        let (store, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(state_dir.path().join("revoked-agents"), "eu/a1").unwrap();
+        let load = || RevokedAgents::load(Arc::new(DirectoryStore::new(store.path())), state_dir.path());
+        let error = load().unwrap_err().to_string();
+        assert!(error.contains("move it to"), "{error}");
+        std::fs::rename(state_dir.path().join("revoked-agents"), store.path().join("revoked-agents")).unwrap();
+        assert!(load().unwrap().contains(&identity("qtunnel://eu/agent/a1")));
     }
 }

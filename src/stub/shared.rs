@@ -130,11 +130,22 @@ impl KnownClusters {
         exists
     }
 
-    /// Every known cluster, sorted.
-    pub fn all(&self) -> Result<Vec<ClusterId>, StoreError> {
-        let names = self.store.names(Table::Clusters)?;
-        let mut clusters: Vec<ClusterId> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        clusters.sort();
-        Ok(clusters)
+    /// Every known cluster as [`all`](Self::all) has them, for a task that must not block: stores do. None where the store fails.
+    pub async fn listed(&self) -> Vec<ClusterId> {
+        let store = self.store.clone();
+        let listing = tokio::task::spawn_blocking(move || listed_in(&*store)).await;
+        listing.ok().and_then(Result::ok).unwrap_or_default()
     }
+
+    /// Every known cluster, sorted. It may block.
+    pub fn all(&self) -> Result<Vec<ClusterId>, StoreError> {
+        listed_in(&*self.store)
+    }
+}
+
+fn listed_in(store: &dyn Store) -> Result<Vec<ClusterId>, StoreError> {
+    let names = store.names(Table::Clusters)?;
+    let mut clusters: Vec<ClusterId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    clusters.sort();
+    Ok(clusters)
 }

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::cluster::HOLDS_FOR;
 use super::enrollment;
 use super::front::http3;
 use super::limits::{Admission, Stranger};
@@ -99,7 +100,7 @@ struct Newcomer<'a> {
 impl Newcomer<'_> {
     /// Closes the connection with the reason.
     async fn refuse(&mut self, refusal: Refusal, patience: Duration) -> Result<(), Refusal> {
-        self.close(refusal.code(), &refusal.to_string(), patience).await;
+        self.close(refusal.code(), &refusal.peer_message(), patience).await;
         Err(refusal)
     }
 
@@ -160,8 +161,17 @@ impl Refusal {
             | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
-            Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
-            Self::Handshake(_) | Self::Receive(_) | Self::Send(_) => ErrorCode::Internal,
+            Self::Enrollment(error) if !error.is_temporary() => ErrorCode::EnrollmentRefused,
+            Self::Handshake(_) | Self::Receive(_) | Self::Send(_) | Self::Enrollment(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// What the peer may know.
+    fn peer_message(&self) -> String {
+        match self {
+            // Not what is wrong with a token, nor where it is kept.
+            Self::Enrollment(error) => error.peer_message(),
+            refusal => refusal.to_string(),
         }
     }
 }
@@ -227,7 +237,7 @@ async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), R
     if let Err(refusal) = &result {
         // One that was silent has had its time.
         let patience = if matches!(refusal, Refusal::Silent) { Duration::ZERO } else { patience };
-        newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
+        newcomer.close(refusal.code(), &refusal.peer_message(), patience).await;
     }
     result
 }
@@ -261,6 +271,8 @@ async fn answer_enrollment(
     };
     match enrollment::enroll(shared, &request, connection.remote_address()).await {
         Ok(certificate) => last_word(connection, &mut sender, Frame::Certificate(certificate), patience).await,
+        // REFUSED would be the last word on the token: the agent has to try again.
+        Err(error) if error.is_temporary() => Err(error.into()),
         Err(error) => {
             let refused = Frame::Refused(Refused { reason: error.peer_message() });
             last_word(connection, &mut sender, refused, patience).await?;
@@ -442,6 +454,7 @@ impl Session<'_> {
         tokio::pin!(refusing);
         let mut path = self.link.connection.path_state();
         let mut before = *path.borrow_and_update();
+        let mut gives_way_at = None;
         loop {
             tokio::select! {
                 end = self.link.connection.closed() => return SessionEnd::Connection(end),
@@ -449,6 +462,11 @@ impl Session<'_> {
                 Ok(()) = path.changed() => {
                     let now = *path.borrow_and_update();
                     self.path_changed(std::mem::replace(&mut before, now), now);
+                    gives_way_at = now.suspect_since.map(|since| since + HOLDS_FOR);
+                }
+                () = reached(gives_way_at) => {
+                    gives_way_at = None;
+                    self.shared.registry.settle(&self.link.identity.cluster);
                 }
                 () = tokio::time::sleep_until(self.expires.into()) => return SessionEnd::CertificateExpired,
                 () = self.shared.drain.announced(), if !self.told_to_leave => {
@@ -486,7 +504,7 @@ impl Session<'_> {
             ),
             (Some(since), None) => {
                 tracing::info!(%cluster, %agent, "agent answers again after {:.1} s", since.elapsed().as_secs_f64());
-                self.shared.registry.recovered();
+                self.shared.registry.settle(cluster);
             }
             _ => {}
         }
@@ -548,6 +566,14 @@ async fn refuse_streams(connection: Connection, patience: Duration) -> SessionEn
             Ok(Err(ReceiveError::Stream(_))) => {}
             _ => return SessionEnd::UnexpectedMessage,
         }
+    }
+}
+
+/// Waits until `moment`, and for ever without one.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

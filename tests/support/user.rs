@@ -139,10 +139,19 @@ impl User {
 
     /// A TLS connection for one application protocol.
     pub async fn tls(&self, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
-        let config = self.tls_config(protocol);
+        self.tls_on(self.socket().await?, protocol).await
+    }
+
+    /// A TCP connection on which nothing has been said.
+    pub async fn socket(&self) -> std::io::Result<TcpStream> {
         let socket = TcpStream::connect(self.address).await?;
         socket.set_nodelay(true)?;
-        let connector = TlsConnector::from(Arc::new(config));
+        Ok(socket)
+    }
+
+    /// Makes that a TLS connection for one application protocol.
+    pub async fn tls_on(&self, socket: TcpStream, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(Arc::new(self.tls_config(protocol)));
         within("a TLS handshake", connector.connect(self.server_name.clone(), socket)).await
     }
 

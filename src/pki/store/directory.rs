@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::{Key, PATIENCE, Store, StoreError, Table};
 use crate::pki::private_file::{self, FileError};
 
-/// A directory (0700, files 0600): PEM files directly in it, join tokens in `tokens/`, and an empty file for each cluster in
-/// `clusters/`. Any number of threads and processes may use the same directory at once, on a file system where `flock` works.
+/// A directory (0700, files 0600): PEM files and `revoked-agents` directly in it, join tokens in `tokens/`, and an empty file
+/// for each cluster in `clusters/`. Any number of threads and processes may use the same directory at once, on a file system where `flock` works.
 #[derive(Debug, Clone)]
 pub struct DirectoryStore {
     directory: PathBuf,
@@ -31,7 +31,7 @@ impl DirectoryStore {
 
     fn table(&self, table: Table) -> PathBuf {
         match table {
-            Table::Keys => self.directory.clone(),
+            Table::Keys | Table::Revoked => self.directory.clone(),
             Table::Tokens => self.directory.join("tokens"),
             Table::Clusters => self.directory.join("clusters"),
         }

@@ -1,4 +1,4 @@
-//! Kubernetes Secrets as store: one for each table, so that a stub needs rights on three named objects only.
+//! Kubernetes Secrets as store: one for each table, so that a stub needs rights on four named objects only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::{Key, PATIENCE, Store, StoreError, Table};
 use crate::kube::ClusterAccess;
 
-/// The Secrets `<prefix>-keys`, `<prefix>-tokens` and `<prefix>-clusters` of one namespace, which is where
+/// The Secrets `<prefix>-keys`, `<prefix>-tokens`, `<prefix>-clusters` and `<prefix>-revoked` of one namespace, which is where
 /// `kubectl create secret generic <prefix>-keys --from-file=DIRECTORY` puts keys that `qtunnel stub init` has made.
 ///
 /// Changes are made by `resourceVersion`: whoever has read an older version than there is has to read again. The list of
@@ -146,6 +146,7 @@ impl SecretNames {
             Table::Keys => "keys",
             Table::Tokens => "tokens",
             Table::Clusters => "clusters",
+            Table::Revoked => "revoked",
         };
         format!("{}-{table}", self.prefix)
     }

@@ -1,4 +1,4 @@
-//! What all stubs of one address share: keys, join tokens and the list of clusters.
+//! What all stubs of one address share: keys, join tokens, the list of clusters and that of revoked agents.
 
 mod directory;
 mod kubernetes;
@@ -15,7 +15,7 @@ use super::private_file::FileError;
 use crate::kube::ClusterAccessError;
 use crate::wire::ClusterId;
 
-/// Small named values that several processes read and change at once: three tables of them. There is a [`DirectoryStore`] and a
+/// Small named values that several processes read and change at once: four tables of them. There is a [`DirectoryStore`] and a
 /// [`KubernetesStore`].
 ///
 /// # What an implementation has to do
@@ -50,6 +50,8 @@ pub enum Table {
     Tokens,
     /// The clusters that exist: names without content.
     Clusters,
+    /// The list of revoked agents, which people write. Stubs read it every second.
+    Revoked,
 }
 
 /// The name of a value. It holds letters, digits, `-` and `.` only, so that it is a file name and a key of a Secret too.
@@ -73,6 +75,11 @@ impl Key {
     /// The note that a cluster exists.
     pub fn cluster(id: &ClusterId) -> Self {
         Self { table: Table::Clusters, name: id.as_str().to_owned() }
+    }
+
+    /// The list of revoked agents, a text.
+    pub fn revoked_agents() -> Self {
+        Self { table: Table::Revoked, name: "revoked-agents".to_owned() }
     }
 
     /// A name out of [`Store::names`].

@@ -7,7 +7,8 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
@@ -50,20 +51,20 @@ impl Refusal {
 
 impl Admin {
     /// Answers one request.
-    pub(super) fn answer<B>(&self, caller: Caller, request: &Request<B>) -> Answer {
-        let mut answer = self.answer_to(caller, request).unwrap_or_else(Refusal::answer);
+    pub(super) async fn answer(&self, caller: Caller, request: &Parts) -> Answer {
+        let mut answer = self.answer_to(caller, request).await.unwrap_or_else(Refusal::answer);
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.extend(POLICIES.map(|(name, value)| (name, HeaderValue::from_static(value))));
         answer
     }
 
-    fn answer_to<B>(&self, caller: Caller, request: &Request<B>) -> Result<Answer, Refusal> {
-        if ![Method::GET, Method::HEAD].contains(request.method()) {
+    async fn answer_to(&self, caller: Caller, request: &Parts) -> Result<Answer, Refusal> {
+        if ![Method::GET, Method::HEAD].contains(&request.method) {
             return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET is possible here"));
         }
         // Health tells nothing that a web page could use, and is asked by whatever name an orchestrator knows.
-        match request.uri().path() {
+        match request.uri.path() {
             "/healthz" => return Ok(text(StatusCode::OK, "ok")),
             "/readyz" => {
                 return Ok(match Readiness::of(&self.shared) {
@@ -77,27 +78,27 @@ impl Admin {
             _ => {}
         }
         let settings = &self.shared.config.admin;
-        if !caller.means_us(request.headers(), &settings.hosts) {
+        if !caller.means_us(&request.headers, &settings.hosts) {
             const WHY: &str = "ask by IP address, as localhost, or by a name that stands in `hosts` under [admin]";
             return Err(Refusal(StatusCode::MISDIRECTED_REQUEST, WHY));
         }
-        if request.uri().path() == "/metrics" {
-            return Ok(self.metrics());
+        if request.uri.path() == "/metrics" {
+            return Ok(self.metrics().await);
         }
         if caller == Caller::Elsewhere && !settings.remote_dashboard {
             const WHY: &str = "this tells of users and their requests, and only callers on the stub's own host may see it; \
                                `remote_dashboard = true` under [admin] opens it to everybody who reaches this address";
             return Err(Refusal(StatusCode::FORBIDDEN, WHY));
         }
-        self.details(request.uri())
+        self.details(&request.uri).await
     }
 
     /// What tells of users and requests.
-    fn details(&self, uri: &http::Uri) -> Result<Answer, Refusal> {
+    async fn details(&self, uri: &http::Uri) -> Result<Answer, Refusal> {
         let Shared { watchers, open_requests, .. } = &*self.shared;
         let query = Query(uri.query().unwrap_or_default());
         Ok(match uri.path() {
-            STATUS_PATH => json(&status_of(&self.shared, query.cluster()?.as_ref())),
+            STATUS_PATH => json(&status_of(&self.shared, query.cluster()?.as_ref()).await),
             REQUESTS_PATH => {
                 json(&requests::list(open_requests, query.cluster()?.as_ref(), query.limit()?.unwrap_or(DEFAULT_LIMIT)))
             }
@@ -115,9 +116,10 @@ impl Admin {
         })
     }
 
-    fn metrics(&self) -> Answer {
+    async fn metrics(&self) -> Answer {
         const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        match self.shared.watchers.metrics.text(&status_of(&self.shared, None), self.counted()) {
+        let status = status_of(&self.shared, None).await;
+        match self.shared.watchers.metrics.text(&status, self.counted()) {
             Ok(metrics) => content(KIND, metrics),
             Err(error) => cannot_be_written(&error),
         }

@@ -16,8 +16,9 @@ use super::requests::MAX_LIMIT;
 use super::{INCIDENTS_PATH, REQUESTS_PATH, RequestList, SERIES_PATH, STATUS_PATH, StubStatus};
 use crate::stub::activity::{Incident, Series};
 
-/// How long the stub may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the stub may take to answer: far longer than it needs, for a machine that is short of processors or of disk just when
+/// somebody has to know.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The longest status that is read, in bytes.
 const MAX_STATUS: usize = 64 << 20;

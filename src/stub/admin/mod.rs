@@ -150,8 +150,9 @@ async fn accept(admin: &Arc<Admin>, stopped: &CancellationToken, listener: &impl
 
 async fn serve(admin: Arc<Admin>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, caller: Caller) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = admin.answer(caller, &request);
-        async move { Ok::<_, Infallible>(response) }
+        let admin = admin.clone();
+        let (head, _body) = request.into_parts();
+        async move { Ok::<_, Infallible>(admin.answer(caller, &head).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

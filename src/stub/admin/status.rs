@@ -135,10 +135,10 @@ impl Readiness {
 }
 
 /// What the stub is doing now: with every cluster, or only with one.
-pub(super) fn status_of(shared: &Shared, only: Option<&ClusterId>) -> StubStatus {
+pub(super) async fn status_of(shared: &Shared, only: Option<&ClusterId>) -> StubStatus {
+    let mut clusters = shared.clusters.listed().await;
     let mut links = shared.registry.all();
     links.sort_by(|a, b| a.identity.agent.cmp(&b.identity.agent));
-    let mut clusters = shared.clusters.all().unwrap_or_default();
     clusters.extend(links.iter().map(|link| link.identity.cluster.clone()));
     clusters.sort();
     clusters.dedup();

@@ -50,11 +50,12 @@ pub struct StubConfig {
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,
-    /// Where this stub keeps what is its own, agents' TLS sessions and the list of revoked agents among it, and by default also
-    /// what it shares; relative to the settings file. Default: beside it.
+    /// Where this stub keeps what is its own, agents' TLS sessions among it, and by default also what it shares; relative to the
+    /// settings file. Default: beside it.
     #[serde(default)]
     pub state_dir: PathBuf,
-    /// Where keys, join tokens and known clusters are kept, which stubs may share. Default: in `state_dir`.
+    /// Where keys, join tokens, known clusters and the list of revoked agents are kept, which stubs may share. Default: in
+    /// `state_dir`.
     #[serde(default)]
     pub store: StoreConfig,
     /// Which of several stubs leads. Default: no election; every stub is ready.

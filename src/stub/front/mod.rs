@@ -84,12 +84,12 @@ impl Door {
         Ok(Visit::begin(self.0.clone(), Arc::new(connection), stranger))
     }
 
-    /// Runs what serves one connection. A stop waits for it, within `limits.shutdown_timeout`, if it came before the stub had
-    /// begun to close.
+    /// Runs what serves one connection. A stop waits for it, within `limits.shutdown_timeout`, and for one that came when the
+    /// stub had begun to close for five seconds after that.
     pub fn spawn(&self, serving: impl Future<Output = ()> + Send + 'static) {
-        // A stop waits for the requests of those that came in time.
+        // A stop waits for the requests of those that came in time, and for the others to hear that they did not.
         match self.0.drain.is_closing() {
-            true => drop(tokio::spawn(serving)),
+            true => drop(self.0.drain.latecomers().spawn(serving)),
             false => drop(self.0.tasks.spawn(serving)),
         }
     }

@@ -27,6 +27,14 @@ use crate::pki::AgentIdentity;
 /// trip at the next reconnect, so whatever fails inside, forgetting is the right answer. It has to bound what it keeps, in
 /// number (for each agent, too, because agents reconnect as often as they like) and in time ([`Session::expires`]).
 ///
+/// A store belongs to one stub. Stubs do not share sessions: giving one out once among all of them would take an atomic change in
+/// a place that they share, within the handshake. In a Kubernetes Secret that is two calls of an API server for each connection, more
+/// than the round trip that a session saves. A stub that is offered the session of another one does not know it and makes a whole
+/// handshake. Agents keep those of each stub apart, so it happens only where several stubs answer at one address.
+///
+/// Agents have their halves of sessions in memory alone: TLS here (rustls 0.23) has no way to write a client's session to a disk. An
+/// agent that was started again begins with a whole handshake.
+///
 /// Both methods are called on threads that serve connections: they must not wait for a network, and for a disk only as long as it
 /// takes to hand it some bytes. What sessions hold is secret.
 pub trait SessionStore: fmt::Debug + Send + Sync {
