@@ -19,6 +19,7 @@ use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
 use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::{Election, LeaseElection};
+use super::enrollment::Enrollment;
 use super::front::tcp::PortTls;
 use super::limits::Limits;
 use super::open_requests::OpenRequests;
@@ -177,6 +178,7 @@ impl StubBuilder {
             },
             tasks: TaskTracker::new(),
             drain: Drain::default(),
+            enrollment: Enrollment::new(keys.clone(), config.agents.certificate_ttl.unsigned_abs()),
             keys,
             instance,
             election,

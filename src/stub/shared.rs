@@ -14,6 +14,7 @@ use super::config::StubConfig;
 use super::dispatch::Patience;
 use super::drain::Drain;
 use super::election::{Election, Leadership};
+use super::enrollment::Enrollment;
 use super::limits::Limits;
 use super::open_requests::OpenRequests;
 use super::record::Watchers;
@@ -67,6 +68,8 @@ pub struct Shared {
     pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
+    /// Where agents get their certificates.
+    pub enrollment: Enrollment,
     /// Which clusters exist.
     pub clusters: KnownClusters,
     /// How patient dispatching is.

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use super::enrollment;
+use super::enrollment::EnrollmentError;
 use super::front::http3;
 use super::limits::{Admission, Stranger};
 use super::registry::AgentLink;
@@ -124,7 +124,7 @@ enum Refusal {
     #[error("the first message was not what it has to be")]
     UnexpectedMessage,
     #[error(transparent)]
-    Enrollment(#[from] enrollment::EnrollmentError),
+    Enrollment(#[from] EnrollmentError),
 }
 
 impl Refusal {
@@ -148,8 +148,16 @@ impl Refusal {
             | Self::OtherCluster { .. } => ErrorCode::IdentityRejected,
             Self::Receive(ReceiveError::Frame(error)) => error.code(),
             Self::UnexpectedMessage => ErrorCode::ProtocolViolation,
-            Self::Enrollment(_) => ErrorCode::EnrollmentRefused,
-            Self::Handshake(_) | Self::Receive(_) | Self::Send(_) => ErrorCode::Internal,
+            Self::Enrollment(error) if !error.is_temporary() => ErrorCode::EnrollmentRefused,
+            Self::Enrollment(_) | Self::Handshake(_) | Self::Receive(_) | Self::Send(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// What the peer may know.
+    fn peer_message(&self) -> String {
+        match self {
+            Self::Enrollment(error) => error.peer_message(),
+            other => other.to_string(),
         }
     }
 }
@@ -219,7 +227,7 @@ async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), R
     if let Err(refusal) = &result {
         // One that was silent has had its time.
         let patience = if matches!(refusal, Refusal::Silent) { Duration::ZERO } else { patience };
-        newcomer.close(refusal.code(), &refusal.to_string(), patience).await;
+        newcomer.close(refusal.code(), &refusal.peer_message(), patience).await;
     }
     result
 }
@@ -251,8 +259,10 @@ async fn answer_enrollment(
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
-    match enrollment::enroll(shared, &request, connection.remote_address()).await {
+    match shared.enrollment.enroll(&request, connection.remote_address()).await {
         Ok(certificate) => last_word(connection, &mut sender, Frame::Certificate(certificate), patience).await,
+        // Closed without REFUSED, which is final, the agent tries again (proto-spec/qtunnel-1.md, section 11).
+        Err(error) if error.is_temporary() => Err(error.into()),
         Err(error) => {
             let refused = Frame::Refused(Refused { reason: error.peer_message() });
             last_word(connection, &mut sender, refused, patience).await?;
@@ -504,7 +514,7 @@ impl Session<'_> {
 
     /// A new certificate for the identity that the old one has; nothing in the request can change it.
     async fn renew(&mut self, renew: Renew) -> Frame {
-        let issued = enrollment::issue(self.shared, renew.request, self.link.identity.clone()).await;
+        let issued = self.shared.enrollment.issue(renew.request, self.link.identity.clone()).await;
         match issued {
             Ok(issued) => {
                 tracing::info!(
