@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{CongestionControl, Pulse, PulsedFactory};
 use super::driver::PatientRuntime;
+use super::qlog::{Origin, QlogDirectory};
 use super::stream::{Connection, ConnectionEnd, RecvStream, SendStream, StreamWriteError, quic_halves};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
@@ -47,6 +48,8 @@ pub struct QuicSettings {
     /// that is forgotten.
     pub reset_secret: Option<ResetSecret>,
 }
+    /// Where each connection over QUIC is recorded. Default: nowhere.
+    pub qlog: Option<QlogDirectory>,
 
 /// Where the tokens of stateless resets come from. Whoever knows it can end connections.
 #[derive(Clone, PartialEq, Eq)]
@@ -89,6 +92,7 @@ impl Default for QuicSettings {
             congestion: CongestionControl::default(),
             reset_secret: None,
         }
+            qlog: None,
     }
 }
 
@@ -139,6 +143,13 @@ impl QuicSettings {
         transport
     }
 }
+
+    /// Records a connection that uses `transport`, if connections are recorded.
+    fn record(&self, transport: &mut quinn::TransportConfig, origin: Origin, peer: SocketAddr) {
+        if let Some(directory) = &self.qlog {
+            transport.qlog_stream(directory.record(origin, peer));
+        }
+    }
 
 /// The stub's end: accepts connections.
 #[derive(Debug)]
@@ -262,6 +273,7 @@ impl IncomingConnection {
         connecting.handshake_data().await?;
         let (connection, mut handshake) = match connecting.into_0rtt() {
             Ok((connection, complete)) => (connection.clone(), Handshake(Some((connection, complete)))),
+        self.settings.record(&mut transport, Origin::Accepted, self.remote_address());
             // Not on the accepting side.
             Err(connecting) => (connecting.await?, Handshake::done()),
         };
@@ -410,6 +422,7 @@ impl QuicDialer {
         let endpoint = QuicEndpoint::new(quinn::EndpointConfig::default(), None, socket, &self.settings)
             .map_err(|error| failed("cannot use the UDP socket", &error))?;
         let connecting = endpoint
+        self.settings.record(&mut transport, Origin::Dialled, address);
             .endpoint
             .connect_with(config, address, server_name)
             .map_err(|error| failed("cannot connect", &error))?;

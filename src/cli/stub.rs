@@ -51,6 +51,9 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     if let Some(congestion) = args.congestion {
         config.agents.congestion = congestion;
     }
+    if let Some(qlog) = args.qlog {
+        config.agents.qlog = Some(qlog);
+    }
     let shutdown = shutdown_on_signal()?;
     let stub = Stub::bind(config).await?;
     reload_on_hangup(stub.reload())?;
@@ -239,6 +242,9 @@ sink = "none"
 # How congestion on the way to agents is controlled: bbr, which does not take every lost packet for congestion and keeps
 # queues short; or cubic, which gets more where others' downloads fill a deep queue all the time.
 # congestion = "bbr"
+# A directory in which each connection over QUIC is recorded (qlog), for looking into a problem: at most 1,000 files and 1 GiB
+# from one start to the next.
+# qlog = "qlog"
 
 [http3]
 # Whether clients may use HTTP/3 on the UDP port. exec, attach and port-forward use HTTP/1.1 all the same.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -33,7 +34,7 @@ use super::server_certificate::ServerCertificate;
 use super::sessions::{FileSessions, SessionStore};
 use super::shared::{KnownClusters, Shared};
 use super::{StartError, Stub, admin};
-use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
+use crate::carrier::{QlogDirectory, QuicListener, QuicSettings, ResetSecret};
 use crate::pki::{
     PeerAuthorities, Store, StoreError, StubKeys, StubKeysError, front_server_config, private_file,
     shared_quic_server_config, tcp_tunnel_server_config, tunnel_server_config,
@@ -222,7 +223,9 @@ struct Listeners {
 
 impl Listeners {
     async fn bind(config: &StubConfig, tls: rustls::ServerConfig, keys: &StubKeys) -> Result<Self, StartError> {
-        let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
+        let qlog = config.agents.qlog.as_deref().map(qlog_directory).transpose()?;
+        let reset_secret = Some(ResetSecret::new(keys.reset_secret()));
+        let quic = QuicSettings { reset_secret, qlog, ..config.agents.quic() };
         let (front, tunnel) = bind_both(config.listen, Arc::new(tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
@@ -324,6 +327,10 @@ async fn admin_listener(address: SocketAddr, settings: &AdminConfig) -> Result<T
         tracing::info!(%address, "admin address listens, with the dashboard at http://{address}/");
     }
     Ok(listener)
+}
+
+fn qlog_directory(path: &Path) -> Result<QlogDirectory, StartError> {
+    QlogDirectory::new(path).map_err(|source| StartError::Qlog { path: path.into(), source })
 }
 
 /// TCP and UDP on the same port. With port 0 the system chooses one for TCP that may be taken for UDP: then it is asked

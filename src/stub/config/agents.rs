@@ -1,5 +1,6 @@
 //! How agents are treated.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -28,6 +29,9 @@ pub struct AgentsConfig {
     /// How much the stub has in flight towards agents: `bbr` or `cubic`. Default `bbr`.
     pub congestion: CongestionControl,
 }
+    /// A directory in which each connection over QUIC is recorded (qlog), for looking into a problem; see
+    /// [`QlogDirectory`](crate::carrier::QlogDirectory) for its bounds. Default: none.
+    pub qlog: Option<PathBuf>,
 
 impl Default for AgentsConfig {
     fn default() -> Self {
@@ -40,6 +44,7 @@ impl Default for AgentsConfig {
             selector: SelectorKind::default(),
             congestion: quic.congestion,
         }
+            qlog: None,
     }
 }
 

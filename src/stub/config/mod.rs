@@ -131,6 +131,7 @@ impl StubConfig {
             *path = directory.join(&path);
         }
         config.kubernetes.kubeconfig = config.kubernetes.kubeconfig.map(|file| directory.join(file));
+        config.agents.qlog = config.agents.qlog.map(|path| directory.join(path));
         config.authorization.resolve(directory);
         config.audit.resolve(directory);
         config.authentication.resolve(directory);
