@@ -27,7 +27,8 @@ pub struct QuicSettings {
     /// [`Connection::path_state`]).
     pub idle_timeout: Duration,
     /// How long nothing passes before this end sends a packet to keep the connection (and NAT bindings) alive, and to see
-    /// whether the peer is still there. Default 5 s.
+    /// whether the peer is still there; at most a third of the idle timeout. Default 30 s (RFC 9308, section 3.2): it is
+    /// for peers that say nothing themselves, and agents report more often.
     pub keep_alive: Duration,
     /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down.
     /// Default 16 MiB: 1 Gbit/s at 100 ms.
@@ -47,9 +48,9 @@ pub struct QuicSettings {
     /// section 10.3); they would wait for the idle timeout otherwise. It has to be the same after the restart. Default: one
     /// that is forgotten.
     pub reset_secret: Option<ResetSecret>,
-}
     /// Where each connection over QUIC is recorded. Default: nowhere.
     pub qlog: Option<QlogDirectory>,
+}
 
 /// Where the tokens of stateless resets come from. Whoever knows it can end connections.
 #[derive(Clone, PartialEq, Eq)]
@@ -84,15 +85,15 @@ impl Default for QuicSettings {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(5 * 60),
-            keep_alive: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(30),
             stream_window: 16 << 20,
             dialler_window: 256 << 20,
             send_window: 64 << 20,
             socket_buffer: 8 << 20,
             congestion: CongestionControl::default(),
             reset_secret: None,
-        }
             qlog: None,
+        }
     }
 }
 
@@ -132,7 +133,7 @@ impl QuicSettings {
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
         transport
             .max_idle_timeout(idle_timeout)
-            .keep_alive_interval(Some(self.keep_alive))
+            .keep_alive_interval(Some(self.keep_alive.min(self.idle_timeout / 3)))
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
@@ -142,7 +143,6 @@ impl QuicSettings {
             .congestion_controller_factory(Arc::new(PulsedFactory::new(self.congestion.controllers(), pulse.clone())));
         transport
     }
-}
 
     /// Records a connection that uses `transport`, if connections are recorded.
     fn record(&self, transport: &mut quinn::TransportConfig, origin: Origin, peer: SocketAddr) {
@@ -150,6 +150,7 @@ impl QuicSettings {
             transport.qlog_stream(directory.record(origin, peer));
         }
     }
+}
 
 /// The stub's end: accepts connections.
 #[derive(Debug)]
@@ -251,6 +252,12 @@ impl IncomingConnection {
         Ok(self)
     }
 
+    /// Has this connection be silent for as long as `keep_alive` before this end asks whether the peer is still there.
+    pub fn with_keep_alive(mut self, keep_alive: Duration) -> Self {
+        self.settings.keep_alive = keep_alive;
+        self
+    }
+
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(self) -> Result<IdentifiedConnection, ConnectionEnd> {
         let (connection, mut handshake) = self.identify().await?;
@@ -266,6 +273,7 @@ impl IncomingConnection {
     pub async fn identify(mut self) -> Result<(IdentifiedConnection, Handshake), ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());
         let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
+        self.settings.record(&mut transport, Origin::Accepted, self.remote_address());
         transport.receive_window(UNTRUSTED_WINDOW.into()).max_concurrent_uni_streams(UNIDIRECTIONAL_PERMITS.into());
         self.config.transport_config(Arc::new(transport));
         let mut connecting = self.incoming.accept_with(Arc::new(self.config))?;
@@ -273,7 +281,6 @@ impl IncomingConnection {
         connecting.handshake_data().await?;
         let (connection, mut handshake) = match connecting.into_0rtt() {
             Ok((connection, complete)) => (connection.clone(), Handshake(Some((connection, complete)))),
-        self.settings.record(&mut transport, Origin::Accepted, self.remote_address());
             // Not on the accepting side.
             Err(connecting) => (connecting.await?, Handshake::done()),
         };
@@ -415,6 +422,7 @@ impl QuicDialer {
         let pulse = Arc::new(Pulse::default());
         let mut config = self.config.clone();
         let mut transport = self.settings.transport(INITIAL_PERMITS_DIALLING, &pulse);
+        self.settings.record(&mut transport, Origin::Dialled, address);
         transport.receive_window(self.settings.dialler_window.into());
         config.transport_config(Arc::new(transport));
         let socket = udp_socket(unspecified(address), self.settings.socket_buffer)
@@ -422,7 +430,6 @@ impl QuicDialer {
         let endpoint = QuicEndpoint::new(quinn::EndpointConfig::default(), None, socket, &self.settings)
             .map_err(|error| failed("cannot use the UDP socket", &error))?;
         let connecting = endpoint
-        self.settings.record(&mut transport, Origin::Dialled, address);
             .endpoint
             .connect_with(config, address, server_name)
             .map_err(|error| failed("cannot connect", &error))?;

@@ -185,7 +185,8 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     let Attempt { incoming, stranger, permit } = attempt;
     let patience = shared.config.limits.handshake();
     let sessions = ConnectionSessions::new(shared.sessions.clone());
-    let identifying = incoming.with_sessions(sessions.clone())?.identify();
+    let keep_alive = shared.config.agents.keep_alive_beside(shared.registry.len());
+    let identifying = Box::pin(incoming.with_sessions(sessions.clone())?.with_keep_alive(keep_alive).identify());
     let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
     drop(permit);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
@@ -323,7 +324,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
         last_word(connection, &mut sender, Frame::Refused(Refused { reason }), patience).await?;
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
-    let report_interval = shared.config.agents.report_interval.unsigned_abs();
+    let report_interval = shared.config.agents.report_interval_beside(shared.registry.len());
     // The agent has come here by another address of this stub without knowing, and is better served by what it has.
     if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
         let welcome = Frame::Welcome(welcome(shared, report_interval));
