@@ -180,7 +180,8 @@ fn attempt(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
     None
 }
 
-/// One connection over QUIC, from its handshake to its end.
+/// One connection over QUIC, from its handshake to its end. What only a part of its life needs is in a box, which is gone
+/// afterwards: thousands of agents are connected for weeks.
 async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     let Attempt { incoming, stranger, permit } = attempt;
     let patience = shared.config.limits.handshake();
@@ -192,7 +193,8 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
         complete(&mut handshake, patience).await?;
         // A stop waits for the requests of clients.
-        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger)).await;
+        let serving = Box::pin(http3::serve(shared.clone(), connection.into_quic(), stranger));
+        shared.tasks.track_future(serving).await;
         return Ok(());
     }
     let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
@@ -221,7 +223,7 @@ async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), R
     let patience = shared.config.limits.handshake();
     let result = match newcomer.connection.protocol().as_deref() {
         Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer).await,
-        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => enroll(shared, &mut newcomer, patience).await,
+        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => Box::pin(enroll(shared, &mut newcomer, patience)).await,
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
@@ -309,6 +311,30 @@ fn admitted(shared: &Shared, connection: &Connection) -> Result<(AgentIdentity, 
 }
 
 async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
+    let Some(Greeted { link, expires, sender, receiver }) = Box::pin(greet(shared, newcomer)).await? else {
+        return Ok(());
+    };
+    log_connected(&link);
+    shared.watchers.metrics.agent_connected(&link);
+    shared.registry.add(link.clone());
+    let session = Session { shared, link: &link, expires, told_to_leave: false };
+    let end = session.run(sender, receiver).await;
+    shared.registry.remove(&link);
+    newcomer.connection.close(end.code(), &end.to_string());
+    tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
+    Ok(())
+}
+
+/// An agent that has said hello, and has been told welcome.
+struct Greeted {
+    link: Arc<AgentLink>,
+    expires: Instant,
+    sender: FrameSender,
+    receiver: FrameReceiver,
+}
+
+/// Lets an agent in, unless it has come here by another address already.
+async fn greet(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<Option<Greeted>, Refusal> {
     let Newcomer { connection, handshake, sessions, stranger } = newcomer;
     let connection = *connection;
     let patience = shared.config.limits.handshake();
@@ -328,7 +354,8 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     // The agent has come here by another address of this stub without knowing, and is better served by what it has.
     if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
         let welcome = Frame::Welcome(welcome(shared, report_interval));
-        return last_word(connection, &mut sender, welcome, patience).await;
+        last_word(connection, &mut sender, welcome, patience).await?;
+        return Ok(None);
     }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
@@ -344,15 +371,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     }
     connection.trust();
     *stranger = None;
-    let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
-    log_connected(&link);
-    shared.watchers.metrics.agent_connected(&link);
-    shared.registry.add(link.clone());
-    let end = session.run(sender, receiver).await;
-    shared.registry.remove(&link);
-    connection.close(end.code(), &end.to_string());
-    tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
-    Ok(())
+    Ok(Some(Greeted { link, expires: expiry(validity.not_after), sender, receiver }))
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
