@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::pki::{JoinTokenStore, RedeemError, TokenId, TokenSecret};
@@ -20,6 +20,8 @@ struct Queues {
     tokens: JoinTokenStore,
     /// A token that somebody waits for, or is being served for, is in it.
     waiting: Mutex<HashMap<TokenId, Vec<Applicant>>>,
+    /// Each use of the store takes a thread.
+    at_store: Semaphore,
 }
 
 /// Somebody who waits.
@@ -32,13 +34,16 @@ struct Applicant {
 /// The cluster that the agent joins.
 type Redeemed = Result<ClusterId, RedeemError>;
 
+/// How many tokens are looked up and changed at once.
+const TOKENS_AT_ONCE: usize = 8;
+
 /// How long an agent waits: as long as it would itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Redemptions {
     /// Redeems the tokens in `tokens`.
     pub fn new(tokens: JoinTokenStore) -> Self {
-        Self(Arc::new(Queues { tokens, waiting: Mutex::default() }))
+        Self(Arc::new(Queues { tokens, waiting: Mutex::default(), at_store: Semaphore::new(TOKENS_AT_ONCE) }))
     }
 
     /// Takes one use of a token. `None` if the store does not answer in time, or the stub is stopping.
@@ -62,7 +67,10 @@ impl Queues {
 
     /// Serves everybody who has come with a token, until nobody waits for it any more.
     async fn serve(self: Arc<Self>, id: TokenId) {
-        while let Some(applicants) = self.next(id) {
+        // Nobody closes the semaphore.
+        while let Ok(_turn) = self.at_store.acquire().await
+            && let Some(applicants) = self.next(id)
+        {
             let queues = self.clone();
             // If the store panics, those who have just been served learn that they were not, by their channels' end.
             let _ = tokio::task::spawn_blocking(move || queues.serve_together(id, applicants)).await;
