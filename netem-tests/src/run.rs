@@ -40,8 +40,17 @@ pub struct Plan<'a> {
     pub length: Duration,
     /// Which packets are lost, as far as that can be said where timing is real.
     pub seed: u64,
+    /// What is written down besides.
+    pub records: Records<'a>,
+}
+
+/// What a run writes down besides what is measured.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Records<'a> {
     /// A file for what passes the stub's device.
     pub capture: Option<&'a Path>,
+    /// A directory for what the ends of the tunnel did with QUIC (qlog), `stub` and `agent` in it.
+    pub qlog: Option<&'a Path>,
 }
 
 /// What was measured.

@@ -1,7 +1,8 @@
 //! What must never get worse: the claims about bad networks, through the real stub and agent. Skipped without root.
 //!
-//! All of it are ratios within one run or generous bounds. Where the machine was too busy to emulate the network, nothing
-//! is judged. The link is slower than the profiles', so that a debug build is not what limits.
+//! All of it are ratios within one run or generous bounds. A run for which the machine was too busy is made again, and if none
+//! of several can be judged, the test says so and passes. The link is slower than the profiles', so that a debug build is not
+//! what limits.
 
 mod common;
 
@@ -11,13 +12,16 @@ use common::{alone, profile};
 use netem_tests::contender::{Carrier, Congestion, Contender};
 use netem_tests::profile::Profile;
 use netem_tests::report::{Outcome, comparison};
-use netem_tests::run::Plan;
+use netem_tests::run::{Plan, Records};
 use netem_tests::scenario::Scenario;
 use netem_tests::testbed::Program;
 use netem_tests::units::Rate;
 
 const QUIC: Contender = Contender { carrier: Carrier::Quic, congestion: Congestion::Bbr };
 const TCP: Contender = Contender { carrier: Carrier::TcpYamux, congestion: Congestion::Cubic };
+
+/// How often a run is made at most until it can be judged. All claims together have to fit into the five minutes of the CI.
+const ATTEMPTS: usize = 3;
 
 /// What comes of a scenario over each contender; `None`, and a word about it, where that cannot be judged.
 fn outcomes<const N: usize>(scenario: &str, profile: &Profile, contenders: [Contender; N]) -> Option<[Outcome; N]> {
@@ -28,17 +32,24 @@ fn outcomes<const N: usize>(scenario: &str, profile: &Profile, contenders: [Cont
     let _alone = alone();
     let program = Program::of_workspace().unwrap();
     let scenario = Scenario::get(scenario).unwrap();
-    let outcomes = contenders.map(|contender| {
-        let length = Duration::from_secs(10);
-        let plan = Plan { program: &program, profile, scenario, contender, length, seed: 1, capture: None };
+    let measure = |contender| {
+        let (length, records) = (Duration::from_secs(10), Records::default());
+        let plan = Plan { program: &program, profile, scenario, contender, length, seed: 1, records };
         Outcome::of(&profile.name, scenario.name, contender, &[plan.run(|_, _| {}).unwrap()])
-    });
-    eprintln!("{}", comparison(&outcomes));
-    let is_judged = outcomes.iter().all(|outcome| outcome.valid && !is_starved(outcome));
-    if !is_judged {
-        eprintln!("not judged: this machine has too much else to do");
+    };
+    for attempt in 1..=ATTEMPTS {
+        let outcomes = contenders.map(measure);
+        eprintln!("{}", comparison(&outcomes));
+        if outcomes.iter().all(|outcome| outcome.valid && !is_starved(outcome)) {
+            return Some(outcomes);
+        }
+        eprintln!("attempt {attempt} of {ATTEMPTS} cannot be judged: this machine has too much else to do");
     }
-    is_judged.then_some(outcomes)
+    eprintln!(
+        "NOT JUDGED, in {ATTEMPTS} attempts: {} on {}. This claim has not been tested.",
+        scenario.name, profile.name
+    );
+    None
 }
 
 /// Whether the programs had to wait for a core so much that it shows in what is measured.

@@ -11,6 +11,7 @@ mod driver;
 mod framed;
 mod gather;
 mod heartbeat;
+mod qlog;
 mod quic;
 mod relay;
 mod socket;
@@ -23,6 +24,7 @@ pub use body::{ReceivedBody, SendBodyError, send_body};
 pub use congestion::{BbrConfig, CongestionControl, LimitedStart};
 pub use framed::{FrameReceiver, FrameSender, ReceiveError, SendError};
 pub use heartbeat::PathState;
+pub use qlog::{MAX_QLOG_BYTES, MAX_QLOG_FILES, QlogDirectory};
 pub use quic::{
     Handshake, IdentifiedConnection, IncomingConnection, QuicDialer, QuicListener, QuicSettings, ResetSecret,
     presented_chain, requested_server_name,

@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{CongestionControl, Pulse, PulsedFactory};
 use super::driver::PatientRuntime;
+use super::qlog::{Origin, QlogDirectory};
 use super::stream::{Connection, ConnectionEnd, RecvStream, SendStream, StreamWriteError, quic_halves};
 
 /// How QUIC connections behave. Both ends of a connection count where it says so.
@@ -26,7 +27,8 @@ pub struct QuicSettings {
     /// [`Connection::path_state`]).
     pub idle_timeout: Duration,
     /// How long nothing passes before this end sends a packet to keep the connection (and NAT bindings) alive, and to see
-    /// whether the peer is still there. Default 5 s.
+    /// whether the peer is still there; at most a third of the idle timeout. Default 30 s (RFC 9308, section 3.2): it is
+    /// for peers that say nothing themselves, and agents report more often.
     pub keep_alive: Duration,
     /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down.
     /// Default 16 MiB: 1 Gbit/s at 100 ms.
@@ -46,6 +48,8 @@ pub struct QuicSettings {
     /// section 10.3); they would wait for the idle timeout otherwise. It has to be the same after the restart. Default: one
     /// that is forgotten.
     pub reset_secret: Option<ResetSecret>,
+    /// Where each connection over QUIC is recorded. Default: nowhere.
+    pub qlog: Option<QlogDirectory>,
 }
 
 /// Where the tokens of stateless resets come from. Whoever knows it can end connections.
@@ -81,13 +85,14 @@ impl Default for QuicSettings {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(5 * 60),
-            keep_alive: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(30),
             stream_window: 16 << 20,
             dialler_window: 256 << 20,
             send_window: 64 << 20,
             socket_buffer: 8 << 20,
             congestion: CongestionControl::default(),
             reset_secret: None,
+            qlog: None,
         }
     }
 }
@@ -128,7 +133,7 @@ impl QuicSettings {
         let idle_timeout = quinn::IdleTimeout::try_from(self.idle_timeout).ok();
         transport
             .max_idle_timeout(idle_timeout)
-            .keep_alive_interval(Some(self.keep_alive))
+            .keep_alive_interval(Some(self.keep_alive.min(self.idle_timeout / 3)))
             .max_concurrent_bidi_streams(permits.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
@@ -137,6 +142,13 @@ impl QuicSettings {
             .datagram_send_buffer_size(DATAGRAM_BUFFER)
             .congestion_controller_factory(Arc::new(PulsedFactory::new(self.congestion.controllers(), pulse.clone())));
         transport
+    }
+
+    /// Records a connection that uses `transport`, if connections are recorded.
+    fn record(&self, transport: &mut quinn::TransportConfig, origin: Origin, peer: SocketAddr) {
+        if let Some(directory) = &self.qlog {
+            transport.qlog_stream(directory.record(origin, peer));
+        }
     }
 }
 
@@ -240,6 +252,12 @@ impl IncomingConnection {
         Ok(self)
     }
 
+    /// Has this connection be silent for as long as `keep_alive` before this end asks whether the peer is still there.
+    pub fn with_keep_alive(mut self, keep_alive: Duration) -> Self {
+        self.settings.keep_alive = keep_alive;
+        self
+    }
+
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(self) -> Result<IdentifiedConnection, ConnectionEnd> {
         let (connection, mut handshake) = self.identify().await?;
@@ -255,6 +273,7 @@ impl IncomingConnection {
     pub async fn identify(mut self) -> Result<(IdentifiedConnection, Handshake), ConnectionEnd> {
         let pulse = Arc::new(Pulse::default());
         let mut transport = self.settings.transport(INITIAL_PERMITS_LISTENING, &pulse);
+        self.settings.record(&mut transport, Origin::Accepted, self.remote_address());
         transport.receive_window(UNTRUSTED_WINDOW.into()).max_concurrent_uni_streams(UNIDIRECTIONAL_PERMITS.into());
         self.config.transport_config(Arc::new(transport));
         let mut connecting = self.incoming.accept_with(Arc::new(self.config))?;
@@ -403,6 +422,7 @@ impl QuicDialer {
         let pulse = Arc::new(Pulse::default());
         let mut config = self.config.clone();
         let mut transport = self.settings.transport(INITIAL_PERMITS_DIALLING, &pulse);
+        self.settings.record(&mut transport, Origin::Dialled, address);
         transport.receive_window(self.settings.dialler_window.into());
         config.transport_config(Arc::new(transport));
         let socket = udp_socket(unspecified(address), self.settings.socket_buffer)

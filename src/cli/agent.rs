@@ -14,7 +14,7 @@ use crate::agent::{
     AddressError, AddressPattern, Agent, AgentBuilder, CarrierChoice, CarrierSettings, ForwardPolicy, ProxySettings,
     StubAddress,
 };
-use crate::carrier::{CongestionControl, QuicSettings};
+use crate::carrier::{CongestionControl, QlogDirectory, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use crate::pki::{JoinToken, private_file};
@@ -51,6 +51,7 @@ struct AgentFile {
     response_timeout: Option<SignedDuration>,
     idle_timeout: Option<SignedDuration>,
     congestion: Option<CongestionControl>,
+    qlog: Option<PathBuf>,
     otlp_endpoint: Option<OtlpEndpoint>,
 }
 
@@ -111,9 +112,11 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentBuilder> {
         proxy: ProxySettings::from_environment()?,
     };
     let quic = QuicSettings::default();
+    let qlog = args.qlog.or(file.qlog);
     let quic = QuicSettings {
         idle_timeout: args.idle_timeout.or(file.idle_timeout).map_or(quic.idle_timeout, unsigned),
         congestion: args.congestion.or(file.congestion).unwrap_or(quic.congestion),
+        qlog: qlog.as_deref().map(qlog_directory).transpose()?,
         ..quic
     };
     let state_dir = args.state_dir.or(file.state_dir);
@@ -154,13 +157,18 @@ fn unsigned(duration: SignedDuration) -> Duration {
     duration.unsigned_abs()
 }
 
+fn qlog_directory(path: &Path) -> anyhow::Result<QlogDirectory> {
+    QlogDirectory::new(path).with_context(|| format!("cannot make the directory {} for qlog", path.display()))
+}
+
 fn read_file(path: &Path) -> anyhow::Result<AgentFile> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read the settings file {}", path.display()))?;
     let mut file: AgentFile =
         toml::from_str(&text).with_context(|| format!("the settings file {} is not valid", path.display()))?;
     let directory = path.parent().unwrap_or(Path::new(""));
-    for path in [&mut file.state_dir, &mut file.kubeconfig, &mut file.upstream_ca, &mut file.upstream_token_file] {
+    let AgentFile { state_dir, kubeconfig, upstream_ca, upstream_token_file, qlog, .. } = &mut file;
+    for path in [state_dir, kubeconfig, upstream_ca, upstream_token_file, qlog] {
         *path = path.take().map(|path| directory.join(path));
     }
     Ok(file)

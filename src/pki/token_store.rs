@@ -58,18 +58,47 @@ impl JoinTokenStore {
     /// # Errors
     /// The token is unknown, expired or used up, the secret is wrong, or the store failed.
     pub fn redeem(&self, id: TokenId, secret: &TokenSecret, now: SystemTime) -> Result<ClusterId, RedeemError> {
+        let mut results = self.redeem_each(id, std::slice::from_ref(secret), now);
+        // As many as there are secrets.
+        results.pop().unwrap_or(Err(RedeemError::Unknown))
+    }
+
+    /// [Redeems](Self::redeem) a token for everybody who has come with one of `secrets`, in their order: the store is written
+    /// once for all of them.
+    ///
+    /// # Errors
+    /// For each of them. When the store failed nobody has taken a use.
+    pub fn redeem_each(
+        &self,
+        id: TokenId,
+        secrets: &[TokenSecret],
+        now: SystemTime,
+    ) -> Vec<Result<ClusterId, RedeemError>> {
+        let redeemed = self.try_redeem_each(id, secrets, now).map_err(|error| match error {
+            Failure::Unknown => RedeemError::Unknown,
+            Failure::Record(error) => RedeemError::Unavailable(Arc::new(error)),
+        });
+        redeemed.unwrap_or_else(|error| vec![Err(error); secrets.len()])
+    }
+
+    fn try_redeem_each(
+        &self,
+        id: TokenId,
+        secrets: &[TokenSecret],
+        now: SystemTime,
+    ) -> Result<Vec<Result<ClusterId, RedeemError>>, Failure> {
         let key = Key::token(id);
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let text = self.store.get(&key)?.ok_or(RedeemError::Unknown)?;
+            let text = self.store.get(&key)?.ok_or(Failure::Unknown)?;
             let mut record = self.record(&key, &text)?;
-            // Checked before anything is changed, so that strangers cannot keep holders of a token waiting.
-            record.check_secret(secret)?;
-            let cluster = record.take_use(now)?;
-            if self.store.swap(&key, Some(&text), Some(&record.to_json()?))? {
-                return Ok(cluster);
+            let uses = record.uses_left;
+            let results = secrets.iter().map(|secret| record.redeem(secret, now)).collect();
+            // Nothing is written for those who are refused, so that strangers cannot keep holders of a token waiting.
+            if record.uses_left == uses || self.store.swap(&key, Some(&text), Some(&record.to_json()?))? {
+                return Ok(results);
             }
-            // Somebody else has taken a use meanwhile.
+            // Another stub has taken a use meanwhile.
             if Instant::now() > deadline {
                 return Err(StoreError::Busy { path: self.store.place(&key) }.into());
             }
@@ -105,7 +134,7 @@ impl JoinTokenStore {
 }
 
 /// Why a token is not accepted. The difference is for the log; the peer gets [`RedeemError::peer_message`].
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum RedeemError {
     /// No token has this id; it may have expired long ago.
     #[error("no such join token")]
@@ -119,12 +148,9 @@ pub enum RedeemError {
     /// All of its uses are taken.
     #[error("the join token has been used up")]
     UsedUp,
-    /// The store failed.
+    /// The record of the token cannot be read or written. The same token may be good later.
     #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The record of the token cannot be read or written.
-    #[error(transparent)]
-    Record(#[from] TokenError),
+    Unavailable(Arc<TokenError>),
 }
 
 impl RedeemError {
@@ -134,8 +160,13 @@ impl RedeemError {
             Self::Unknown | Self::WrongSecret | Self::Expired | Self::UsedUp => {
                 "the join token is not valid: it may have expired or been used; ask the operator of the stub for a new one"
             }
-            Self::Store(_) | Self::Record(_) => "the stub cannot check join tokens at the moment; try again",
+            Self::Unavailable(_) => "the stub cannot check join tokens at the moment; try again",
         }
+    }
+
+    /// Whether the same token may be accepted later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
     }
 }
 
@@ -167,8 +198,20 @@ pub enum TokenError {
     Store(#[from] StoreError),
 }
 
-/// How long a use is fought for: each time that somebody else is faster, a use is gone, so that this is never long.
+/// How long a use is fought for: each time that another stub is faster, a use is gone, so that this is never long.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why nobody can redeem a token.
+enum Failure {
+    Unknown,
+    Record(TokenError),
+}
+
+impl<E: Into<TokenError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Record(error.into())
+    }
+}
 
 /// What is kept of a token.
 #[derive(Debug, Serialize, Deserialize)]
@@ -183,11 +226,11 @@ struct Record {
 }
 
 impl Record {
-    fn check_secret(&self, secret: &TokenSecret) -> Result<(), RedeemError> {
-        if secret.has_hash(&self.secret_sha256) { Ok(()) } else { Err(RedeemError::WrongSecret) }
-    }
-
-    fn take_use(&mut self, now: SystemTime) -> Result<ClusterId, RedeemError> {
+    /// Takes a use, if `secret` is the right one.
+    fn redeem(&mut self, secret: &TokenSecret, now: SystemTime) -> Result<ClusterId, RedeemError> {
+        if !secret.has_hash(&self.secret_sha256) {
+            return Err(RedeemError::WrongSecret);
+        }
         if self.is_expired(now) {
             return Err(RedeemError::Expired);
         }
@@ -355,6 +398,28 @@ mod tests {
         });
         assert_eq!(granted, 5);
         assert!(matches!(scene.redeem(&token), Err(RedeemError::UsedUp)));
+    }
+
+    #[test]
+    fn agents_that_come_together_get_what_each_would_get_alone() {
+        let scene = Scene::new();
+        let token = scene.token(2);
+        let (right, wrong) = (token.secret().clone(), TokenSecret::from_bytes([9; 32]));
+        let results = scene.store.redeem_each(token.id(), &[right.clone(), wrong, right.clone(), right], scene.now);
+        let [Ok(_), Err(RedeemError::WrongSecret), Ok(_), Err(RedeemError::UsedUp)] = results.as_slice() else {
+            panic!("{results:?}");
+        };
+        let unknown = scene.store.redeem_each(TokenId::from_bytes([0; 8]), &[token.secret().clone()], scene.now);
+        assert!(matches!(unknown.as_slice(), [Err(RedeemError::Unknown)]), "{unknown:?}");
+    }
+
+    #[test]
+    fn a_store_that_fails_refuses_nobody_for_good() {
+        let scene = Scene::new();
+        let token = scene.token(1);
+        fs::write(scene.directory().join(format!("{}.json", token.id())), "{").unwrap();
+        let error = scene.redeem(&token).unwrap_err();
+        assert!(error.is_temporary() && !RedeemError::UsedUp.is_temporary(), "{error}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::authorize::{AccessWebhook, AllowAll, Authorizer, DenyAll, PolicyFile}
 use super::config::{AdminConfig, AuthorizationConfig, StoreConfig, StubConfig};
 use super::drain::Drain;
 use super::election::{Election, LeaseElection};
+use super::enrollment::Enrollment;
 use super::front::Front;
 use super::front::tcp::{PortTls, TcpFront};
 use super::limits::Limits;
@@ -34,7 +35,7 @@ use super::server_certificate::ServerCertificate;
 use super::sessions::{FileSessions, SessionStore};
 use super::shared::{KnownClusters, Shared};
 use super::{StartError, Stub, admin};
-use crate::carrier::{QuicListener, QuicSettings, ResetSecret};
+use crate::carrier::{QlogDirectory, QuicListener, QuicSettings, ResetSecret};
 use crate::pki::{
     PeerAuthorities, PeerRole, Store, StoreError, StubKeys, StubKeysError, front_server_config, private_file,
     shared_quic_server_config, tcp_tunnel_server_config_verified_by, tunnel_server_config_verified_by,
@@ -202,6 +203,7 @@ impl StubBuilder {
             http3_alternative: config.http3.alternative(&config.public_address),
             tasks: TaskTracker::new(),
             drain: Drain::default(),
+            enrollment: Enrollment::new(keys.clone(), live_settings.clone()),
             keys,
             instance,
             election,
@@ -245,7 +247,9 @@ struct Listeners {
 
 impl Listeners {
     async fn bind(config: &StubConfig, tls: rustls::ServerConfig, keys: &StubKeys) -> Result<Self, StartError> {
-        let quic = QuicSettings { reset_secret: Some(ResetSecret::new(keys.reset_secret())), ..config.agents.quic() };
+        let qlog = config.agents.qlog.as_deref().map(qlog_directory).transpose()?;
+        let reset_secret = Some(ResetSecret::new(keys.reset_secret()));
+        let quic = QuicSettings { reset_secret, qlog, ..config.agents.quic() };
         let (front, tunnel) = bind_both(config.listen, Arc::new(tls), &quic).await?;
         let path = config.admin_socket();
         let admin = admin::bind(&path).map_err(|source| StartError::AdminSocket { path, source })?;
@@ -354,6 +358,10 @@ async fn admin_listener(address: SocketAddr, settings: &AdminConfig) -> Result<T
         tracing::info!(%address, "admin address listens, with the dashboard at http://{address}/");
     }
     Ok(listener)
+}
+
+fn qlog_directory(path: &Path) -> Result<QlogDirectory, StartError> {
+    QlogDirectory::new(path).map_err(|source| StartError::Qlog { path: path.into(), source })
 }
 
 /// TCP and UDP on the same port. With port 0 the system chooses one for TCP that may be taken for UDP: then it is asked

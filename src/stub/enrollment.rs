@@ -1,16 +1,35 @@
 //! How an agent gets its certificate: the first one for a join token, later ones for the one before.
+//!
+//! A thousand agents may come at once, with one token and at one moment. Their uses of it are taken together, and no more
+//! certificates are signed at once than there are cores.
+
+mod redemptions;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
-use super::shared::Shared;
+use self::redemptions::Redemptions;
+use super::live_settings::LiveSettings;
 use crate::pki::AuthorityError;
 use crate::pki::CertificateError;
 use crate::pki::InvalidJoinToken;
-use crate::pki::{AgentIdentity, JoinToken, RedeemError, Validity};
+use crate::pki::{AgentIdentity, JoinToken, RedeemError, StubKeys, Validity};
 use crate::wire::{AgentName, Certificate, Enroll};
+
+/// Issues certificates to agents.
+#[derive(Debug)]
+pub struct Enrollment {
+    keys: Arc<StubKeys>,
+    settings: Arc<ArcSwap<LiveSettings>>,
+    redemptions: Redemptions,
+    signing: Semaphore,
+}
 
 /// Why no certificate is issued.
 #[derive(Debug, thiserror::Error)]
@@ -32,21 +51,12 @@ pub enum EnrollmentError {
     /// What was issued cannot be read back.
     #[error("the issued certificate: {0}")]
     Issued(#[from] CertificateError),
-    /// The work was interrupted.
-    #[error("the stub is stopping")]
+    /// The work was interrupted, or took too long.
+    #[error("an enrolment was not done in time, or the stub is stopping")]
     Interrupted,
 }
 
 impl EnrollmentError {
-    /// Whether the same token may be good a moment later: it was not looked at, or what it bought could not be made.
-    pub fn is_temporary(&self) -> bool {
-        match self {
-            Self::Token { error: RedeemError::Store(_) | RedeemError::Record(_), .. } => true,
-            Self::Issued(_) | Self::Interrupted => true,
-            Self::NoToken(_) | Self::Token { .. } | Self::Request(_) => false,
-        }
-    }
-
     /// What the peer may know.
     pub fn peer_message(&self) -> String {
         match self {
@@ -56,6 +66,15 @@ impl EnrollmentError {
             Self::Issued(_) | Self::Interrupted => {
                 "the stub cannot issue certificates at the moment; try again".to_owned()
             }
+        }
+    }
+
+    /// Whether the same request may be granted later.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Token { error, .. } => error.is_temporary(),
+            Self::NoToken(_) | Self::Request(_) => false,
+            Self::Issued(_) | Self::Interrupted => true,
         }
     }
 }
@@ -69,32 +88,37 @@ pub struct Issued {
     pub not_after: SystemTime,
 }
 
-/// Trades a join token for a certificate of the token's cluster. The stub chooses the agent's name.
-pub async fn enroll(shared: &Shared, request: &Enroll, address: SocketAddr) -> Result<Certificate, EnrollmentError> {
-    let token: JoinToken = request.token.parse()?;
-    let store = shared.keys.tokens().clone();
-    let redeemed = tokio::task::spawn_blocking(move || {
-        let cluster = store.redeem(token.id(), token.secret(), SystemTime::now());
-        cluster.map_err(|error| EnrollmentError::Token { id: token.id(), error })
-    });
-    let cluster = redeemed.await.map_err(|_| EnrollmentError::Interrupted)??;
-    let identity = AgentIdentity { cluster, agent: new_agent_name() };
-    let issued = issue(shared, request.request.clone(), identity.clone()).await?;
-    tracing::info!(cluster = %identity.cluster, agent = %identity.agent, %address, "enrolled a new agent");
-    Ok(Certificate { chain: issued.chain })
-}
+impl Enrollment {
+    /// Issues certificates that are valid for as long as `settings` say at the time.
+    pub fn new(keys: Arc<StubKeys>, settings: Arc<ArcSwap<LiveSettings>>) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let redemptions = Redemptions::new(keys.tokens().clone());
+        Self { keys, settings, redemptions, signing: Semaphore::new(cores) }
+    }
 
-/// Issues a certificate for `identity` and the key in `request`.
-pub async fn issue(shared: &Shared, request: Bytes, identity: AgentIdentity) -> Result<Issued, EnrollmentError> {
-    let keys = shared.keys.clone();
-    let ttl = shared.live().certificate_ttl;
-    let issuing = tokio::task::spawn_blocking(move || {
-        let certificate = keys.agent_authority().issue_agent(&request, &identity, ttl, SystemTime::now())?;
-        let not_after = Validity::of(&certificate)?.not_after;
-        let chain = vec![Bytes::copy_from_slice(&certificate)];
-        Ok(Issued { chain, not_after })
-    });
-    issuing.await.map_err(|_| EnrollmentError::Interrupted)?
+    /// Trades a join token for a certificate of the token's cluster. The stub chooses the agent's name.
+    pub async fn enroll(&self, request: &Enroll, address: SocketAddr) -> Result<Certificate, EnrollmentError> {
+        let token: JoinToken = request.token.parse()?;
+        let redeemed = self.redemptions.redeem(token.id(), token.secret()).await.ok_or(EnrollmentError::Interrupted)?;
+        let cluster = redeemed.map_err(|error| EnrollmentError::Token { id: token.id(), error })?;
+        let identity = AgentIdentity { cluster, agent: new_agent_name() };
+        let issued = self.issue(request.request.clone(), identity.clone()).await?;
+        tracing::info!(cluster = %identity.cluster, agent = %identity.agent, %address, "enrolled a new agent");
+        Ok(Certificate { chain: issued.chain })
+    }
+
+    /// Issues a certificate for `identity` and the key in `request`.
+    pub async fn issue(&self, request: Bytes, identity: AgentIdentity) -> Result<Issued, EnrollmentError> {
+        let _turn = self.signing.acquire().await.map_err(|_closed| EnrollmentError::Interrupted)?;
+        let (keys, ttl) = (self.keys.clone(), self.settings.load().certificate_ttl);
+        let issuing = tokio::task::spawn_blocking(move || {
+            let certificate = keys.agent_authority().issue_agent(&request, &identity, ttl, SystemTime::now())?;
+            let not_after = Validity::of(&certificate)?.not_after;
+            let chain = vec![Bytes::copy_from_slice(&certificate)];
+            Ok(Issued { chain, not_after })
+        });
+        issuing.await.map_err(|_| EnrollmentError::Interrupted)?
+    }
 }
 
 fn new_agent_name() -> AgentName {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::config::{ConfigError, LimitsConfig, StubConfig};
+use super::config::{ConfigError, LimitsConfig, StubConfig, report_interval_beside};
 use super::dispatch::Patience;
 use super::limits::Limits;
 use super::reload::Source;
@@ -22,7 +22,7 @@ pub struct LiveSettings {
     /// `agents.certificate_ttl`.
     pub certificate_ttl: Duration,
     /// `agents.report_interval`, of agents that connect from now on.
-    pub report_interval: Duration,
+    report_interval: Duration,
 }
 
 /// The limits for which memory is set aside at the start.
@@ -43,6 +43,11 @@ impl LiveSettings {
     pub fn patience(&self) -> Patience {
         let limits = &self.limits;
         Patience { dispatch: limits.dispatch(), response: limits.response(), silence: limits.silence() }
+    }
+
+    /// How often an agent has to report that comes when `others` are connected.
+    pub fn report_interval_beside(&self, others: usize) -> Duration {
+        report_interval_beside(self.report_interval, others)
     }
 
     /// Whether a change of this key comes into force while the stub runs.

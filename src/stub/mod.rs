@@ -142,6 +142,14 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// Where connections are to be recorded.
+    #[error("cannot make the directory {path}: {source}; `qlog` under [agents] names it")]
+    Qlog {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The admin address.
     #[error("cannot listen on the admin address {address}: {source}; `listen` under [admin] names it")]
     AdminAddress {

@@ -190,6 +190,11 @@ impl Registry {
         links.iter().any(|link| link.identity == *identity && link.hello.instance == instance)
     }
 
+    /// How many agents are connected.
+    pub fn len(&self) -> usize {
+        self.lock().values().map(|cluster| cluster.links().len()).sum()
+    }
+
     /// Every connected agent.
     pub fn all(&self) -> Vec<Arc<AgentLink>> {
         self.lock().values().flat_map(Cluster::links).cloned().collect()

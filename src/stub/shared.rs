@@ -14,6 +14,7 @@ use super::authorize::{Authorizer, PolicyFile};
 use super::config::StubConfig;
 use super::drain::Drain;
 use super::election::{Election, Leadership};
+use super::enrollment::Enrollment;
 use super::limits::Limits;
 use super::live_settings::LiveSettings;
 use super::open_requests::OpenRequests;
@@ -70,6 +71,8 @@ pub struct Shared {
     pub http3_alternative: Option<HeaderValue>,
     /// The stub's keys.
     pub keys: Arc<StubKeys>,
+    /// Where agents get their certificates.
+    pub enrollment: Enrollment,
     /// Which clusters exist.
     pub clusters: KnownClusters,
     /// Everything that a stop waits for.

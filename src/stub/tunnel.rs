@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use super::cluster::HOLDS_FOR;
-use super::enrollment;
+use super::enrollment::EnrollmentError;
 use super::front::http3;
 use super::limits::{Admission, Stranger};
 use super::registry::AgentLink;
@@ -137,7 +137,7 @@ enum Refusal {
     #[error("the first message was not what it has to be")]
     UnexpectedMessage,
     #[error(transparent)]
-    Enrollment(#[from] enrollment::EnrollmentError),
+    Enrollment(#[from] EnrollmentError),
 }
 
 impl Refusal {
@@ -194,18 +194,21 @@ fn attempt(shared: &Shared, incoming: IncomingConnection) -> Option<Attempt> {
     None
 }
 
-/// One connection over QUIC, from its handshake to its end.
+/// One connection over QUIC, from its handshake to its end. What only a part of its life needs is in a box, which is gone
+/// afterwards: thousands of agents are connected for weeks.
 async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     let Attempt { incoming, stranger, permit } = attempt;
     let patience = shared.live().limits.handshake();
     let sessions = ConnectionSessions::new(shared.sessions.clone());
-    let identifying = incoming.with_sessions(sessions.clone())?.identify();
+    let keep_alive = shared.config.agents.keep_alive_beside(shared.registry.len());
+    let identifying = Box::pin(incoming.with_sessions(sessions.clone())?.with_keep_alive(keep_alive).identify());
     let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
     drop(permit);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
         complete(&mut handshake, patience).await?;
         // A stop waits for the requests of clients.
-        shared.tasks.track_future(http3::serve(shared.clone(), connection.into_quic(), stranger)).await;
+        let serving = Box::pin(http3::serve(shared.clone(), connection.into_quic(), stranger));
+        shared.tasks.track_future(serving).await;
         return Ok(());
     }
     let vouched_for = shared.peers.verify(PeerRole::Agent, &connection.peer_chain());
@@ -230,7 +233,7 @@ async fn identified(shared: &Shared, mut newcomer: Newcomer<'_>) -> Result<(), R
     let patience = shared.live().limits.handshake();
     let result = match newcomer.connection.protocol().as_deref() {
         Some(ALPN_TUNNEL | ALPN_TUNNEL_TCP) => serve_agent(shared, &mut newcomer).await,
-        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => enroll(shared, &mut newcomer, patience).await,
+        Some(ALPN_ENROLLMENT | ALPN_ENROLLMENT_TCP) => Box::pin(enroll(shared, &mut newcomer, patience)).await,
         // TLS agrees only on a protocol that was offered.
         _ => Err(Refusal::UnexpectedMessage),
     };
@@ -269,9 +272,9 @@ async fn answer_enrollment(
     let Some(Frame::Enroll(request)) = next_within(&mut receiver, patience).await? else {
         return Err(Refusal::UnexpectedMessage);
     };
-    match enrollment::enroll(shared, &request, connection.remote_address()).await {
+    match shared.enrollment.enroll(&request, connection.remote_address()).await {
         Ok(certificate) => last_word(connection, &mut sender, Frame::Certificate(certificate), patience).await,
-        // REFUSED would be the last word on the token: the agent has to try again.
+        // Closed without REFUSED, which is final, the agent tries again (proto-spec/qtunnel-1.md, section 11).
         Err(error) if error.is_temporary() => Err(error.into()),
         Err(error) => {
             let refused = Frame::Refused(Refused { reason: error.peer_message() });
@@ -318,6 +321,30 @@ fn admitted(shared: &Shared, connection: &Connection) -> Result<(AgentIdentity, 
 }
 
 async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(), Refusal> {
+    let Some(Greeted { link, expires, sender, receiver }) = Box::pin(greet(shared, newcomer)).await? else {
+        return Ok(());
+    };
+    log_connected(&link);
+    shared.watchers.metrics.agent_connected(&link);
+    shared.registry.add(link.clone());
+    let session = Session { shared, link: &link, expires, told_to_leave: false };
+    let end = session.run(sender, receiver).await;
+    shared.registry.remove(&link);
+    newcomer.connection.close(end.code(), &end.to_string());
+    tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
+    Ok(())
+}
+
+/// An agent that has said hello, and has been told welcome.
+struct Greeted {
+    link: Arc<AgentLink>,
+    expires: Instant,
+    sender: FrameSender,
+    receiver: FrameReceiver,
+}
+
+/// Lets an agent in, unless it has come here by another address already.
+async fn greet(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<Option<Greeted>, Refusal> {
     let Newcomer { connection, handshake, sessions, stranger } = newcomer;
     let connection = *connection;
     let patience = shared.live().limits.handshake();
@@ -333,11 +360,12 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
         last_word(connection, &mut sender, Frame::Refused(Refused { reason }), patience).await?;
         return Err(Refusal::OtherCluster { identity, claimed: hello.cluster });
     }
-    let report_interval = shared.live().report_interval;
+    let report_interval = shared.live().report_interval_beside(shared.registry.len());
     // The agent has come here by another address of this stub without knowing, and is better served by what it has.
     if hello.connected_stubs.contains(&shared.instance) && shared.registry.has(&identity, hello.instance) {
         let welcome = Frame::Welcome(welcome(shared, report_interval));
-        return last_word(connection, &mut sender, welcome, patience).await;
+        last_word(connection, &mut sender, welcome, patience).await?;
+        return Ok(None);
     }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
 
@@ -356,15 +384,7 @@ async fn serve_agent(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<(),
     }
     connection.trust();
     *stranger = None;
-    let session = Session { shared, link: &link, expires: expiry(validity.not_after), told_to_leave: false };
-    log_connected(&link);
-    shared.watchers.metrics.agent_connected(&link);
-    shared.registry.add(link.clone());
-    let end = session.run(sender, receiver).await;
-    shared.registry.remove(&link);
-    connection.close(end.code(), &end.to_string());
-    tracing::info!(cluster = %link.identity.cluster, agent = %link.identity.agent, "agent disconnected: {end}");
-    Ok(())
+    Ok(Some(Greeted { link, expires: expiry(validity.not_after), sender, receiver }))
 }
 
 fn welcome(shared: &Shared, report_interval: Duration) -> Welcome {
@@ -533,7 +553,7 @@ impl Session<'_> {
 
     /// A new certificate for the identity that the old one has; nothing in the request can change it.
     async fn renew(&mut self, renew: Renew) -> Frame {
-        let issued = enrollment::issue(self.shared, renew.request, self.link.identity.clone()).await;
+        let issued = self.shared.enrollment.issue(renew.request, self.link.identity.clone()).await;
         match issued {
             Ok(issued) => {
                 tracing::info!(

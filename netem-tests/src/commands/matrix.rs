@@ -12,18 +12,26 @@ use jiff::Timestamp;
 use netem_tests::contender::{Carrier, Congestion, Contender};
 use netem_tests::interrupt;
 use netem_tests::profile::Profiles;
-use netem_tests::report::{Measured, comparison};
-use netem_tests::run::Plan;
+use netem_tests::report::template::fill;
+use netem_tests::report::{Measured, Outcome, comparison};
+use netem_tests::run::{Plan, Records};
 use netem_tests::scenario::Scenario;
+use serde_json::{Value, json};
 
 use super::measure::{MeasureArgs, write};
 
 /// Where and how to measure.
 #[derive(Args)]
 pub struct MatrixArgs {
-    /// The file between whose marks the results are written.
+    /// The file that is written.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md"))]
     results: PathBuf,
+    /// The text that figures are put into.
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.template.md"))]
+    template: PathBuf,
+    /// What `scale --json` has measured, if the text is to have that as well.
+    #[arg(long, value_name = "FILE")]
+    scale: Option<PathBuf>,
     /// How long to measure each; longer where the events of a network take longer.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -35,9 +43,8 @@ pub struct MatrixArgs {
     how: MeasureArgs,
 }
 
-/// What is replaced in the file of results.
-const BEGIN: &str = "<!-- `matrix` writes from here -->\n";
-const END: &str = "<!-- to here -->\n";
+/// Where in the text all tables go.
+const TABLES: &str = "<!-- tables -->\n";
 
 /// Where charts are, beside the file of results.
 const PLOTS: &str = "results";
@@ -49,14 +56,18 @@ const TCP_CUBIC: Contender = Contender { carrier: Carrier::TcpYamux, congestion:
 
 const ALL: &[Contender] = &[QUIC_BBR, QUIC_CUBIC, TCP_BBR, TCP_CUBIC];
 const BESIDE_CUBIC: &[Contender] = &[QUIC_BBR, QUIC_CUBIC, TCP_CUBIC];
+const QUIC_AND_BOTH_TCP: &[Contender] = &[QUIC_BBR, TCP_BBR, TCP_CUBIC];
 const QUIC_AND_TCP: &[Contender] = &[QUIC_BBR, TCP_CUBIC];
 
-/// What is measured: a use of the tunnel, the networks, the contenders, and whether charts show it. It takes 20 minutes.
+/// What is measured: a use of the tunnel, the networks, the contenders, and whether charts show it. It takes less than 25 minutes: some 20 s for
+/// each contender, and 85 s where the network is gone for a minute.
 const MATRIX: &[(&str, &[&str], &[Contender], Charts)] = &[
     ("mixed", &["lossy-2"], ALL, Charts::Shown),
     ("mixed", &["wifi-1", "burst"], ALL, Charts::None),
-    ("gets", &["clean", "wan-50ms", "lossy-2"], QUIC_AND_TCP, Charts::None),
-    ("bulk", &["wan-50ms", "lossy-2", "burst", "bufferbloat-10mbit"], ALL, Charts::None),
+    ("mixed", &["lossy-5"], QUIC_AND_BOTH_TCP, Charts::None),
+    ("mixed", &["lte", "satellite"], QUIC_AND_TCP, Charts::None),
+    ("gets", &["clean", "lan", "wan-50ms", "lossy-2"], QUIC_AND_TCP, Charts::None),
+    ("bulk", &["wan-50ms", "lossy-2", "bufferbloat-10mbit"], ALL, Charts::None),
     ("beside-tcp", &["wan-50ms", "bufferbloat-10mbit"], BESIDE_CUBIC, Charts::None),
     ("exec", &["lossy-2", "bufferbloat-10mbit"], BESIDE_CUBIC, Charts::None),
     ("logs-1000", &["lossy-2"], QUIC_AND_TCP, Charts::None),
@@ -64,6 +75,7 @@ const MATRIX: &[(&str, &[&str], &[Contender], Charts)] = &[
     ("address-change", &["address-change"], QUIC_AND_TCP, Charts::Shown),
     ("address-change", &["nat-rebind"], QUIC_AND_TCP, Charts::None),
     ("blackout", &["blackout-5s"], QUIC_AND_TCP, Charts::Shown),
+    ("blackout", &["blackout-60s"], QUIC_AND_TCP, Charts::None),
     ("stub-restart", &["wan-50ms"], QUIC_AND_TCP, Charts::None),
     ("fresh", &["wan-50ms"], QUIC_AND_TCP, Charts::None),
 ];
@@ -75,13 +87,14 @@ enum Charts {
     None,
 }
 
-/// Measures all of it and writes the file of results. Fails when a run was invalid twice; the file then says so in its place.
+/// Measures all of it and writes the file of results. Fails when a run was invalid twice; its table then says so.
 pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
     interrupt::watch()?;
-    let results =
-        fs::read_to_string(&args.results).with_context(|| format!("cannot read {}", args.results.display()))?;
-    // A file without marks should fail now and not after all the measuring.
-    replace_between_marks(&results, "")?;
+    let template = read(&args.template)?;
+    let scale = args.scale.as_deref().map(read).transpose()?.map(|text| serde_json::from_str(&text)).transpose()?;
+    let scale: Value = scale.unwrap_or_default();
+    // A text that cannot be filled in should fail now and not after all the measuring.
+    results(&template, "", &figures(&[], scale.clone())?)?;
     let (program, profiles, began) = (args.how.program()?, Profiles::built_in()?, Instant::now());
     let (mut text, mut outcomes, mut heading) = (machine(), Vec::new(), "");
     for (scenario, networks, contenders, charts) in MATRIX {
@@ -102,7 +115,7 @@ pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
                 contender,
                 length: Duration::from_secs(args.seconds),
                 seed: args.how.seed,
-                capture: None,
+                records: Records::default(),
             };
             let measured = contenders.iter().map(|&contender| args.measure_validly(plan(contender)));
             let measured: Vec<_> = measured.collect::<anyhow::Result<_>>()?;
@@ -118,7 +131,7 @@ pub fn matrix(args: &MatrixArgs) -> anyhow::Result<ExitCode> {
     }
     args.how.write_json(&outcomes)?;
     eprintln!("{} contenders in {} s", outcomes.len(), began.elapsed().as_secs());
-    write(&args.results, &replace_between_marks(&results, &text)?)?;
+    write(&args.results, &results(&template, &text, &figures(&outcomes, scale)?)?)?;
     Ok(if outcomes.iter().all(|outcome| outcome.valid) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -142,11 +155,25 @@ impl MatrixArgs {
     }
 }
 
-/// The text with what is between the marks replaced.
-fn replace_between_marks(text: &str, new: &str) -> anyhow::Result<String> {
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = parts.with_context(|| format!("the file of results has no lines {BEGIN:?} and {END:?}"))?;
-    Ok(format!("{before}{BEGIN}{new}\n{END}{after}"))
+/// The text with everything that was measured in it.
+fn results(template: &str, tables: &str, figures: &Value) -> anyhow::Result<String> {
+    let (before, after) = template.split_once(TABLES).with_context(|| format!("the text has no line {TABLES:?}"))?;
+    Ok(format!("{}{tables}{}", fill(before, figures)?, fill(after, figures)?))
+}
+
+/// Everything that a place in the text can name: the use of the tunnel, the network, the contender, and the figure; and what
+/// `scale` has measured.
+fn figures(outcomes: &[Outcome], scale: Value) -> anyhow::Result<Value> {
+    let mut figures = json!({ "scale": scale });
+    for outcome in outcomes {
+        let Outcome { scenario, profile, contender, .. } = outcome;
+        figures[scenario.as_str()][profile.as_str()][contender.as_str()] = serde_json::to_value(outcome)?;
+    }
+    Ok(figures)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// What it was measured on, and when.
@@ -172,13 +199,36 @@ fn machine() -> String {
 
 #[cfg(test)]
 mod tests {
+    use netem_tests::report::template::paths;
+
     use super::*;
 
+    fn template() -> String {
+        read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.template.md"))).unwrap()
+    }
+
     #[test]
-    fn only_what_is_between_the_marks_is_replaced() {
-        let text = format!("before\n{BEGIN}old\n{END}after\n");
-        assert_eq!(replace_between_marks(&text, "new").unwrap(), format!("before\n{BEGIN}new\n{END}after\n"));
-        assert!(replace_between_marks("no marks", "new").is_err());
+    fn the_text_without_figures_says_what_was_not_measured() {
+        let text = results(&template(), "the tables\n", &figures(&[], Value::Null).unwrap()).unwrap();
+        assert!(text.contains("\nthe tables\n") && text.contains("not measured") && !text.contains("{{"), "{text}");
+        assert!(results("no place for tables", "", &Value::Null).is_err());
+    }
+
+    #[test]
+    fn the_text_asks_for_nothing_that_is_not_measured() {
+        let template = template();
+        for path in paths(&template).unwrap() {
+            if path.first() == Some(&"scale") {
+                continue;
+            }
+            let [scenario, network, contender, ..] = path.as_slice() else { panic!("{path:?}") };
+            let is_measured = MATRIX.iter().any(|(name, networks, contenders, _)| {
+                name == scenario
+                    && networks.contains(network)
+                    && contenders.iter().any(|other| other.to_string() == **contender)
+            });
+            assert!(is_measured, "{path:?}");
+        }
     }
 
     #[test]

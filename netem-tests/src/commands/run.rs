@@ -9,7 +9,7 @@ use clap::Args;
 use netem_tests::contender::{Carrier, Congestion, Contender};
 use netem_tests::interrupt;
 use netem_tests::report::{Measured, comparison};
-use netem_tests::run::Plan;
+use netem_tests::run::{Plan, Records};
 use netem_tests::scenario::Scenario;
 
 use super::measure::MeasureArgs;
@@ -42,6 +42,10 @@ pub struct RunArgs {
     /// Write what passes the stub's device to this file (pcap), for one run only.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// Write what stub and agent did with QUIC (qlog) into this directory, a directory in it for each network, use and
+    /// contender.
+    #[arg(long, value_name = "DIR")]
+    qlog: Option<PathBuf>,
     /// How to measure.
     #[command(flatten)]
     how: MeasureArgs,
@@ -59,7 +63,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         let scenario = Scenario::get(scenario)?;
         for profile in &args.profile {
             let profile = profiles.get(profile)?;
-            let measure = |contender| {
+            let measure = |contender: Contender| {
+                let qlog = args.qlog.as_ref().map(|directory| {
+                    let contender = contender.to_string().replace('/', "-");
+                    directory.join(format!("{}-{}-{contender}", scenario.name, profile.name))
+                });
                 args.how.measure(Plan {
                     program: &program,
                     profile,
@@ -67,7 +75,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
                     contender,
                     length: Duration::from_secs(args.seconds),
                     seed: args.how.seed,
-                    capture: args.pcap.as_deref(),
+                    records: Records { capture: args.pcap.as_deref(), qlog: qlog.as_deref() },
                 })
             };
             let measured: Vec<Measured> = args.contenders().map(measure).collect::<anyhow::Result<_>>()?;

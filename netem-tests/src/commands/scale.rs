@@ -12,6 +12,9 @@ use netem_tests::scale::{self, AgentFigures, Crowd, StreamFigures};
 use netem_tests::testbed::Program;
 use qtunnel::agent::StubAddress;
 use qtunnel::pki::JoinToken;
+use serde_json::json;
+
+use super::measure::write;
 
 /// What a program has open besides connections.
 const SPARE_FILES: u64 = 500;
@@ -25,6 +28,9 @@ pub struct ScaleArgs {
     /// How many agents to connect to one stub.
     #[arg(long, default_value_t = 10_000)]
     agents: usize,
+    /// Write all numbers to this file, for `matrix --scale`.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// The program under test, if not the one of this workspace.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -57,14 +63,22 @@ pub fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
     let needed = args.streams.max(args.agents) as u64 + SPARE_FILES;
     ensure!(open_files >= needed, "needs {needed} open files, and the system allows {open_files} (ulimit -Hn)");
     let program = Program::choose(args.program.as_deref())?;
+    let mut figures = json!({});
     println!("| what | measured |\n| --- | --- |");
     for (carrier, congestion) in [(Carrier::Quic, Congestion::Bbr), (Carrier::TcpYamux, Congestion::Cubic)] {
         if args.streams > 0 {
-            print_streams(&scale::streams(&program, Contender { carrier, congestion }, args.streams)?);
+            let measured = scale::streams(&program, Contender { carrier, congestion }, args.streams)?;
+            print_streams(&measured);
+            figures["streams"][measured.contender.as_str()] = serde_json::to_value(&measured)?;
         }
     }
     if args.agents > 0 {
-        print_agents(&scale::agents(&program, args.agents)?);
+        let measured = scale::agents(&program, args.agents)?;
+        print_agents(&measured);
+        figures["agents"] = serde_json::to_value(&measured)?;
+    }
+    if let Some(file) = &args.json {
+        write(file, &serde_json::to_string_pretty(&figures)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ mod chart;
 mod outcome;
 mod plots;
 mod table;
+pub mod template;
 
 pub use chart::{Axis, Chart, Line, Mark, Scale};
 pub use outcome::{Cost, Latency, Outcome};

@@ -107,7 +107,7 @@ fn cells(values: &[Option<f64>]) -> impl Iterator<Item = String> {
 }
 
 /// With three digits that matter.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 100.0 || magnitude == 0.0 => format!("{value:.0}"),
         magnitude if magnitude >= 10.0 => format!("{value:.1}"),

@@ -12,7 +12,7 @@ use crate::interrupt;
 use crate::profile::Profiles;
 use crate::record::Recorder;
 use crate::report::Latency;
-use crate::run::Plan;
+use crate::run::{Plan, Records};
 use crate::scenario::{Followers, Gets, Loads, Scenario};
 use crate::testbed::{Program, Testbed};
 
@@ -49,7 +49,7 @@ pub fn streams(program: &Program, contender: Contender, count: usize) -> anyhow:
         contender,
         length: LENGTH,
         seed: 1,
-        capture: None,
+        records: Records::default(),
     };
     let mut testbed = Testbed::start(&plan)?;
     let gets_without = gets(&mut testbed)?;

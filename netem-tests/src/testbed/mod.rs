@@ -61,7 +61,8 @@ pub struct Testbed {
     _api: Process,
     network: TunNetwork,
     program: Program,
-    contender: Contender,
+    /// What the stub is started with, and started again.
+    stub_arguments: Vec<String>,
     directory: TempDir,
 }
 
@@ -72,8 +73,8 @@ impl Testbed {
     /// When a namespace cannot be made, a program does not start, or the agent does not get through; says what the
     /// program logged last.
     pub fn start(plan: &Plan<'_>) -> anyhow::Result<Self> {
-        let Plan { program, contender, .. } = *plan;
-        let network = TunNetwork::start_with(plan.profile, plan.seed, plan.capture)?;
+        let Plan { program, contender, records, .. } = *plan;
+        let network = TunNetwork::start_with(plan.profile, plan.seed, records.capture)?;
         network.set_tcp_congestion(match contender.carrier {
             Carrier::TcpYamux => contender.congestion.name(),
             // What runs beside a QUIC tunnel has what most machines have.
@@ -83,15 +84,17 @@ impl Testbed {
         let files = Files { directory: directory.path() };
         files.init_stub(program, PUBLIC_ADDRESS)?;
         let api = files.start(program, network.private(), "api", &files.api_arguments())?;
-        let stub = files.start(program, network.public(), "stub", &files.stub_arguments(contender))?;
+        let stub_arguments = [files.stub_arguments(contender), qlog_arguments(records.qlog, "stub")].concat();
+        let stub = files.start(program, network.public(), "stub", &stub_arguments)?;
         let token = files.token(program)?;
         let mut arguments = files.agent_arguments(contender);
         arguments.extend(["--token".to_owned(), token]);
+        arguments.extend(qlog_arguments(records.qlog, "agent"));
         files.wait_for("the sample API", || files.api_is_up().then_some(()))?;
         let agent = files.start(program, network.private(), "agent", &arguments)?;
         files.wait_for("the agent", || files.agent_is_healthy().then_some(()))?;
         program.run(&files.kubeconfig_arguments())?;
-        Ok(Self { stub, agent, _api: api, network, program: program.clone(), contender, directory })
+        Ok(Self { stub, agent, _api: api, network, program: program.clone(), stub_arguments, directory })
     }
 
     /// Leads a user to the cluster.
@@ -113,7 +116,7 @@ impl Testbed {
         self.stub.child().kill()?;
         self.stub.child().wait()?;
         let files = self.files();
-        self.stub = files.start(&self.program, self.network.public(), "stub", &files.stub_arguments(self.contender))?;
+        self.stub = files.start(&self.program, self.network.public(), "stub", &self.stub_arguments)?;
         Ok(())
     }
 
@@ -257,6 +260,12 @@ impl Files<'_> {
         let lines = lines.into_iter().rev().collect::<Vec<_>>().join("\n  ");
         format!("{name} said last:\n  {lines}")
     }
+}
+
+/// Has an end of the tunnel record its connections.
+fn qlog_arguments(directory: Option<&Path>, end: &str) -> Vec<String> {
+    let directory = directory.map(|directory| directory.join(end).to_string_lossy().into_owned());
+    directory.map(|directory| vec!["--qlog".to_owned(), directory]).unwrap_or_default()
 }
 
 fn scratch_directory() -> anyhow::Result<TempDir> {

@@ -32,7 +32,8 @@ pub(super) use stream::{TcpRecvStream, TcpSendStream, stopped};
 pub struct TcpSettings {
     /// How long a connection lives without a byte from the peer. Default 30 s.
     pub idle_timeout: Duration,
-    /// How often this end asks the peer for a sign of life, which also measures the round-trip time. Default 5 s.
+    /// How often this end asks the peer for a sign of life, which also measures the round-trip time. Default 5 s. It is not
+    /// told otherwise what the peer has acknowledged, as it is over QUIC.
     pub keep_alive: Duration,
     /// Bytes that one stream may have in flight towards this end; what a reader that stopped reading can pin down. Not
     /// less than 256 KiB. Default 16 MiB.
@@ -48,9 +49,13 @@ impl Default for TcpSettings {
 impl From<&QuicSettings> for TcpSettings {
     /// The settings that make a connection over TCP behave as much like one over QUIC as it can.
     fn from(quic: &QuicSettings) -> Self {
-        Self { idle_timeout: quic.idle_timeout, keep_alive: quic.keep_alive, stream_window: quic.stream_window }
+        let keep_alive = quic.keep_alive.min(LONGEST_KEEP_ALIVE);
+        Self { idle_timeout: quic.idle_timeout, keep_alive, stream_window: quic.stream_window }
     }
 }
+
+/// See [`TcpSettings::keep_alive`].
+const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Streams of the peer that may be open at once at a dialling end: the most requests that an agent takes.
 const MAX_INBOUND_DIALLING: usize = 65_536;

@@ -121,6 +121,9 @@ pub struct AgentArgs {
     /// How congestion on the way to the stub is controlled [default: bbr].
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,
+    /// A directory in which each connection over QUIC is recorded (qlog) [default: none].
+    #[arg(long, env = "QTUNNEL_QLOG", value_name = "DIR")]
+    pub qlog: Option<PathBuf>,
     /// An OpenTelemetry collector that takes spans of requests over OTLP/HTTP: http://HOST:4318 [default: none].
     #[arg(long, env = "QTUNNEL_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<OtlpEndpoint>,

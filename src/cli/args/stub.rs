@@ -63,4 +63,7 @@ pub struct StubRunArgs {
     /// How congestion on the way to agents is controlled, instead of what the settings file says.
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,
+    /// A directory in which each connection over QUIC is recorded (qlog), instead of what the settings file says.
+    #[arg(long, env = "QTUNNEL_QLOG", value_name = "DIR")]
+    pub qlog: Option<PathBuf>,
 }

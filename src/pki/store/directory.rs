@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::pki::private_file::{self, FileError};
 #[derive(Debug, Clone)]
 pub struct DirectoryStore {
     directory: PathBuf,
+    turn: Arc<Turn>,
 }
 
 /// How often a lock that somebody else has is tried again.
@@ -26,7 +28,7 @@ const LOCK: &str = ".lock";
 impl DirectoryStore {
     /// Uses `directory`, which need not exist before something is written.
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.into() }
+        Self { directory: directory.into(), turn: Arc::default() }
     }
 
     fn table(&self, table: Table) -> PathBuf {
@@ -39,14 +41,15 @@ impl DirectoryStore {
 
     /// Excludes every other thread and process until the file is dropped. The system releases the lock of a process that
     /// dies.
-    fn lock(&self, table: Table) -> Result<File, StoreError> {
+    fn lock(&self, table: Table) -> Result<Lock, StoreError> {
         let path = self.table(table).join(LOCK);
         let failed = |error| StoreError::Directory { path: path.clone(), error };
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
         let deadline = Instant::now() + PATIENCE;
+        let Some(turn) = self.turn.clone().take() else { return Err(StoreError::Busy { path }) };
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(file),
+                Ok(()) => return Ok(Lock { _file: file, _turn: turn }),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
                 Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { path }),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -61,6 +64,46 @@ impl DirectoryStore {
             Err(FileError::Exists { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Excludes others until it is dropped: first the other processes, then the other threads of this one.
+#[derive(Debug)]
+struct Lock {
+    _file: File,
+    _turn: TakenTurn,
+}
+
+/// Where the threads of this process wait for each other. A file has to be asked again and again whether it is free, which
+/// many threads at once cannot afford.
+#[derive(Debug, Default)]
+struct Turn {
+    is_taken: Mutex<bool>,
+    free: Condvar,
+}
+
+#[derive(Debug)]
+struct TakenTurn(Arc<Turn>);
+
+impl Turn {
+    /// `None` if others take longer than [`PATIENCE`].
+    fn take(self: Arc<Self>) -> Option<TakenTurn> {
+        let is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.free.wait_timeout_while(is_taken, PATIENCE, |is_taken| *is_taken);
+        let (mut is_taken, waited) = waiting.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *is_taken = true;
+        drop(is_taken);
+        Some(TakenTurn(self))
+    }
+}
+
+impl Drop for TakenTurn {
+    fn drop(&mut self) {
+        *self.0.is_taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.free.notify_one();
     }
 }
 
@@ -126,6 +169,29 @@ mod tests {
 
     fn key() -> Key {
         Key::cluster(&"c1".parse().unwrap())
+    }
+
+    #[test]
+    fn threads_that_change_one_value_lose_no_change() {
+        const THREADS: u64 = 32;
+        let root = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::new(root.path());
+        assert!(store.swap(&key(), None, Some(b"0")).unwrap());
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                let store = store.clone();
+                scope.spawn(move || {
+                    loop {
+                        let old = store.get(&key()).unwrap().unwrap();
+                        let number: u64 = std::str::from_utf8(&old).unwrap().parse().unwrap();
+                        if store.swap(&key(), Some(&old), Some((number + 1).to_string().as_bytes())).unwrap() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(store.get(&key()).unwrap().unwrap(), THREADS.to_string().as_bytes());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How agents are treated.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -15,7 +16,8 @@ pub struct AgentsConfig {
     /// How long an agent's certificate is valid; agents renew theirs when two thirds are over. Default 720 h.
     pub certificate_ttl: SignedDuration,
     /// How often an agent reports at least. One that has not reported for three times as long gets no new requests while
-    /// another agent serves its cluster. Default 5 s.
+    /// another agent serves its cluster. Default 5 s; longer for those who come when more than 500 agents are connected, up to
+    /// 30 s with 3,000, as all of their reports together are what an idle stub is busy with.
     pub report_interval: SignedDuration,
     /// How long a connection and its streams live without a packet from the agent. The agent's own setting counts if it is
     /// shorter. An agent whose connection does not answer gets no new requests after seconds. Default 5 min.
@@ -27,6 +29,9 @@ pub struct AgentsConfig {
     pub selector: SelectorKind,
     /// How much the stub has in flight towards agents: `bbr` or `cubic`. Default `bbr`.
     pub congestion: CongestionControl,
+    /// A directory in which each connection over QUIC is recorded (qlog), for looking into a problem; see
+    /// [`QlogDirectory`](crate::carrier::QlogDirectory) for its bounds. Default: none.
+    pub qlog: Option<PathBuf>,
 }
 
 impl Default for AgentsConfig {
@@ -39,28 +44,78 @@ impl Default for AgentsConfig {
             stream_window: quic.stream_window,
             selector: SelectorKind::default(),
             congestion: quic.congestion,
+            qlog: None,
         }
     }
 }
 
-/// Longer than an agent is silent on its own: a stub with thousands of idle agents answers, and asks only those that have
-/// fallen silent.
-const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// How much longer than an agent is silent on its own the stub waits before it asks: a stub with thousands of idle agents
+/// answers, and asks only those that have fallen silent.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
+
+/// How often agents report by themselves.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What is added to the interval for each agent that is connected already.
+const INTERVAL_OF_EACH: Duration = Duration::from_millis(10);
+
+/// Bindings in NATs last longer than this (RFC 9308, section 3.2).
+const LONGEST_INTERVAL: Duration = Duration::from_secs(30);
 
 impl AgentsConfig {
     /// The QUIC settings of connections from agents.
     pub fn quic(&self) -> QuicSettings {
         QuicSettings {
             idle_timeout: self.idle_timeout.unsigned_abs(),
-            keep_alive: KEEP_ALIVE,
+            keep_alive: self.keep_alive_beside(0),
             stream_window: self.stream_window,
             congestion: self.congestion,
             ..QuicSettings::default()
         }
     }
 
+    /// How long the stub lets such an agent be silent before it asks whether it is still there.
+    pub fn keep_alive_beside(&self, others: usize) -> Duration {
+        REPORT_INTERVAL.max(interval_beside(others)) + KEEP_ALIVE_MARGIN
+    }
+
     /// The same for connections over TCP.
     pub fn tcp(&self) -> TcpSettings {
         TcpSettings::from(&self.quic())
+    }
+}
+
+/// How often an agent has to report that comes when `others` are connected, if `least` is the setting.
+pub fn report_interval_beside(least: Duration, others: usize) -> Duration {
+    least.max(interval_beside(others))
+}
+
+fn interval_beside(others: usize) -> Duration {
+    INTERVAL_OF_EACH.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(LONGEST_INTERVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_thousand_agents_report_at_most_six_hundred_times_a_second() {
+        let reports = (0..10_000).map(|others| 1.0 / report_interval_beside(REPORT_INTERVAL, others).as_secs_f64());
+        let reports = reports.sum::<f64>();
+        assert!(reports < 600.0, "{reports}");
+        assert_eq!(report_interval_beside(REPORT_INTERVAL, 10), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_agent_reports_before_the_stub_asks_for_a_sign_of_life() {
+        let config = AgentsConfig::default();
+        for others in [0, 499, 1_000, 2_999, 1_000_000] {
+            assert!(report_interval_beside(REPORT_INTERVAL, others) < config.keep_alive_beside(others));
+        }
+    }
+
+    #[test]
+    fn an_interval_that_the_operator_has_made_longer_stays_as_long() {
+        assert_eq!(report_interval_beside(Duration::from_secs(60), 10_000), Duration::from_secs(60));
     }
 }

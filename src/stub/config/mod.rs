@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 pub use admin::AdminConfig;
-pub use agents::AgentsConfig;
+pub use agents::{AgentsConfig, report_interval_beside};
 pub use authentication::{AuthenticationConfig, Method, TokenWebhookConfig};
 pub use authorization::{AccessWebhookConfig, AuthorizationConfig};
 pub use election::ElectionConfig;
@@ -140,6 +140,7 @@ impl StubConfig {
             *path = directory.join(&path);
         }
         config.kubernetes.kubeconfig = config.kubernetes.kubeconfig.map(|file| directory.join(file));
+        config.agents.qlog = config.agents.qlog.map(|path| directory.join(path));
         config.authorization.resolve(directory);
         config.audit.resolve(directory);
         config.authentication.resolve(directory);
