@@ -211,7 +211,9 @@ fn fault(head: &Head) -> Option<String> {
     let path = head.target().split('?').next().unwrap_or_default();
     let rest = path.strip_prefix(ALLOWED);
     let is_allowed = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let is_plain = !path.contains("..") && !path.contains("//") && !path.contains('\\') && !path.contains('#');
+    // `..#` is a name like any other: only a whole segment of dots leads elsewhere.
+    let is_plain = !path.split('/').any(|segment| segment == "." || segment == "..");
+    let is_plain = is_plain && !["//", "\\", "#"].iter().any(|odd| path.contains(odd));
     let lower = path.to_ascii_lowercase();
     let is_plain = is_plain && !["%2e", "%2f", "%5c", "%00"].iter().any(|escape| lower.contains(escape));
     if !is_allowed || !is_plain || head.target().contains(HIDDEN) {
