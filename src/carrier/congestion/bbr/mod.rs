@@ -121,6 +121,28 @@ impl Bbr {
     fn update_on_ack(&mut self, now: Instant, sample: &Sample) {
         self.update_model_and_state(now, sample);
         self.update_control_parameters(sample);
+        if self.model.rounds.start {
+            self.trace(sample);
+        }
+    }
+
+    /// Shows what the controller knows and does, once in a round.
+    fn trace(&self, sample: &Sample) {
+        tracing::trace!(
+            state = ?self.state,
+            bandwidth = self.model.bw().unwrap_or_default() as u64,
+            delivery_rate = sample.rate.unwrap_or_default() as u64,
+            min_rtt = ?self.model.min_rtt(),
+            smoothed_rtt = ?self.smoothed_rtt,
+            in_flight = self.delivery.in_flight(),
+            cwnd = self.control.cwnd(),
+            window = self.control.window(),
+            lost = sample.lost,
+            inflight_longterm = self.model.inflight_longterm,
+            inflight_shortterm = self.model.inflight_shortterm,
+            extra_acked = self.model.extra_acked(),
+            "a round of BBR begins"
+        );
     }
 
     fn update_model_and_state(&mut self, now: Instant, sample: &Sample) {
