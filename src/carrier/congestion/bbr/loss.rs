@@ -14,7 +14,7 @@ const LOSS_THRESHOLD: f64 = 0.02;
 const MAX_OWN_LOSS: f64 = 0.1;
 
 /// What a path loses by itself is judged after so many packets.
-const PACKETS_TO_JUDGE_BY: u64 = 64;
+const PACKETS_TO_JUDGE_BY: f64 = 64.0;
 
 /// Of more packets than this the older ones count half.
 const PACKETS_REMEMBERED: u64 = 4096;
@@ -47,13 +47,14 @@ pub(super) struct OwnLoss {
 }
 
 impl LossRate {
-    /// Whether this is more than chance makes of `threshold`.
-    pub(super) fn exceeds(self, threshold: f64, mss: u64) -> bool {
-        const DEVIATIONS: f64 = 2.0;
+    /// Whether this is more than chance makes of what any path may lose, and of what this one loses by itself.
+    pub(super) fn is_too_high(self, own: &OwnLoss, mss: u64) -> bool {
         let mss = mss as f64;
-        let packets = self.in_flight as f64 / mss;
-        let deviation = (packets * threshold * (1.0 - threshold)).sqrt();
-        self.lost as f64 / mss > packets * threshold + DEVIATIONS * deviation
+        let (lost, packets) = (self.lost as f64 / mss, self.in_flight as f64 / mss);
+        // What is expected after some packets is itself uncertain by what chance makes of those.
+        let uncertainty = packets * packets / own.packets(mss);
+        lost > most_lost(LOSS_THRESHOLD, packets, 0.0)
+            && own.share(mss).is_none_or(|share| lost > most_lost(share, packets, uncertainty))
     }
 }
 
@@ -78,13 +79,20 @@ impl Loss {
 }
 
 impl OwnLoss {
-    /// What may be lost without being a sign of congestion.
+    /// What may be lost without being a sign of congestion, chance aside.
     pub(super) fn threshold(&self, mss: u64) -> f64 {
-        let total = self.delivered + self.lost;
-        if total < PACKETS_TO_JUDGE_BY * mss {
-            return LOSS_THRESHOLD;
-        }
-        (self.lost as f64 / total as f64).clamp(LOSS_THRESHOLD, MAX_OWN_LOSS)
+        self.share(mss as f64).map_or(LOSS_THRESHOLD, |share| share.max(LOSS_THRESHOLD))
+    }
+
+    /// The share of packets that is lost, once there were enough to judge by.
+    fn share(&self, mss: f64) -> Option<f64> {
+        let packets = self.packets(mss);
+        (packets >= PACKETS_TO_JUDGE_BY).then(|| (self.lost as f64 / mss / packets).min(MAX_OWN_LOSS))
+    }
+
+    /// The packets that were counted.
+    fn packets(&self, mss: f64) -> f64 {
+        (self.delivered + self.lost) as f64 / mss
     }
 
     /// Takes the totals at the end of a round, and counts the round if it `tells`.
@@ -105,7 +113,7 @@ impl OwnLoss {
 impl Bbr {
     /// `IsInflightTooHigh`.
     pub(super) fn is_too_high(&self, loss: LossRate) -> bool {
-        loss.exceeds(self.loss_threshold(), self.control.mss())
+        loss.is_too_high(&self.model.own_loss, self.control.mss())
     }
 
     /// What may be lost without being a sign of congestion.
@@ -122,6 +130,13 @@ impl Bbr {
         let (delivered, lost) = (self.delivery.delivered(), self.delivery.lost());
         self.model.own_loss.on_round_end(delivered, lost, tells, self.control.mss());
     }
+}
+
+/// How many of `packets` chance may take if `share` is lost: two standard deviations more than the mean. `uncertainty` is
+/// what is added to the number of packets in the variance.
+fn most_lost(share: f64, packets: f64, uncertainty: f64) -> f64 {
+    const DEVIATIONS: f64 = 2.0;
+    packets * share + DEVIATIONS * (share * (1.0 - share) * (packets + uncertainty)).sqrt()
 }
 
 /// The round trip time of a path whose queue is as good as empty.
