@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::model::LossRate;
+use super::loss::{LossRate, OwnLoss};
 use super::*;
 
 const MSS: u64 = 1200;
@@ -201,7 +201,7 @@ fn loss_far_above_the_threshold_bounds_what_is_in_flight() {
 
 #[test]
 fn loss_is_too_high_only_when_chance_does_not_explain_it() {
-    let is_too_high = |lost, packets| LossRate { lost: lost * MSS, in_flight: packets * MSS }.is_too_high(MSS);
+    let is_too_high = |lost, packets| LossRate { lost: lost * MSS, in_flight: packets * MSS }.is_too_high(&OwnLoss::default(), MSS);
     for (most, packets) in [(1, 20), (4, 100), (28, 1_000), (2_080, 100_000)] {
         assert!(!is_too_high(most, packets), "{most} of {packets}");
         assert!(is_too_high(most + most.div_ceil(20), packets), "more than {most} of {packets}");
