@@ -121,12 +121,21 @@ struct Record {
     file: BufWriter<File>,
     bounds: Arc<Bounds>,
     is_full: bool,
+    has_failed: bool,
     flushed_at: Instant,
 }
 
 impl Record {
     fn new(file: File, bounds: Arc<Bounds>) -> Self {
-        Self { file: BufWriter::new(file), bounds, is_full: false, flushed_at: Instant::now() }
+        Self { file: BufWriter::new(file), bounds, is_full: false, has_failed: false, flushed_at: Instant::now() }
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.first() == Some(&RECORD_SEPARATOR) && self.flushed_at.elapsed() > FLUSH_EVERY {
+            self.flushed_at = Instant::now();
+            self.file.flush()?;
+        }
+        self.file.write_all(bytes)
     }
 }
 
@@ -135,12 +144,16 @@ impl Write for Record {
         let has_room = self.bounds.take(bytes.len());
         if bytes.first() == Some(&RECORD_SEPARATOR) {
             self.is_full = !has_room;
-            if self.flushed_at.elapsed() > FLUSH_EVERY {
-                self.flushed_at = Instant::now();
-                self.file.flush()?;
-            }
         }
-        if self.is_full { Ok(bytes.len()) } else { self.file.write(bytes) }
+        if !self.is_full
+            && !self.has_failed
+            && let Err(error) = self.add(bytes)
+        {
+            // quinn would warn of each event.
+            self.has_failed = true;
+            tracing::warn!(%error, "the record of a connection ends here");
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

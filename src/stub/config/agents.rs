@@ -17,7 +17,8 @@ pub struct AgentsConfig {
     pub certificate_ttl: SignedDuration,
     /// How often an agent reports at least. One that has not reported for three times as long gets no new requests while
     /// another agent serves its cluster. Default 5 s; longer for those who come when more than 500 agents are connected, up to
-    /// 30 s with 3,000, as all of their reports together are what an idle stub is busy with.
+    /// 30 s with 3,000, as all of their reports together are what an idle stub is busy with. So long it may take then until one
+    /// side notices that the other has died without a word; a request that meets such a silence shows it within seconds.
     pub report_interval: SignedDuration,
     /// How long a connection and its streams live without a packet from the agent. The agent's own setting counts if it is
     /// shorter. An agent whose connection does not answer gets no new requests after seconds. Default 5 min.
