@@ -15,6 +15,8 @@ use crate::wire::Identity;
 #[derive(Debug, Clone, Default)]
 struct Memory {
     events: Arc<Mutex<Vec<Value>>>,
+    /// How many events each write had.
+    batches: Arc<Mutex<Vec<usize>>>,
     failures: Arc<Mutex<u32>>,
 }
 
@@ -26,6 +28,7 @@ impl AuditSink for Memory {
                 *failures -= 1;
                 return Err(SinkError("the disk is full".to_owned()));
             }
+            self.batches.lock().unwrap().push(events.len());
             let events = events.iter().map(|event| serde_json::to_value(event).unwrap());
             self.events.lock().unwrap().extend(events);
             Ok(())
@@ -190,6 +193,25 @@ async fn a_sink_that_blocks_loses_nothing() {
     make(&log, "/api/v1/pods", passed(200)).await.unwrap();
     assert_eq!(written(&memory, writer).await.len(), 2);
     assert_eq!((log.dropped(), log.failures()), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_come_soon_after_a_write_are_written_together() {
+    let memory = Memory::default();
+    let (log, writer) = AuditLog::new(Box::new(memory.clone()), OnFailure::Block, 4096);
+    let writing = tokio::spawn(writer.run(CancellationToken::new()));
+    make(&log, "/api/v1/pods", passed(200)).await.unwrap();
+    while memory.batches.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // The clock stands still as long as anybody has something to do.
+    for _ in 0..3 {
+        make(&log, "/api/v1/pods", passed(200)).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(*memory.batches.lock().unwrap(), [2, 6]);
+    writing.abort();
 }
 
 #[tokio::test]

@@ -5,12 +5,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{AuditEvent, AuditSink, Counts, OnFailure};
 
 /// The most events that are given to the sink at once.
 const BATCH: usize = 512;
+
+/// How long events gather after a write before the next one: under load a write then takes many of them at once.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// How long to wait after a failure before the next attempt, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -50,7 +54,10 @@ impl AuditWriter {
             tokio::select! {
                 count = self.events.recv_many(&mut batch, BATCH) => match count {
                     0 => break,
-                    _ => self.write(&mut batch).await,
+                    _ => {
+                        self.write(&mut batch).await;
+                        self.gather(&stop).await;
+                    }
                 },
                 _ = report.tick() => self.report_lost(),
                 () = stop.cancelled(), if !stopping => {
@@ -84,6 +91,14 @@ impl AuditWriter {
         batch.clear();
         if std::mem::replace(&mut self.is_failing, false) {
             tracing::info!("the audit log is written again");
+        }
+    }
+
+    /// Lets further events come together, as long as the queue has room for more of them than one write takes.
+    async fn gather(&mut self, stop: &CancellationToken) {
+        if self.events.capacity() > BATCH {
+            // Either way it is time to go on.
+            let _ = timeout(GATHER, stop.cancelled()).await;
         }
     }
 
