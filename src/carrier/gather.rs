@@ -55,16 +55,26 @@ impl GatheringStream {
         let read = pin!(self.stream.read_chunk(MAX_PIECE, true)).poll(context);
         read.map(|result| match result {
             Ok(Some(chunk)) if chunk.bytes.len() < FULL_PACKET => Ok(Some(chunk.bytes)),
-            Ok(Some(chunk)) => Ok(Some(self.gather(&chunk.bytes, context))),
+            Ok(Some(chunk)) => Ok(Some(self.gather(chunk.bytes, context))),
             Ok(None) => Ok(None),
             Err(error) => Err(error.into()),
         })
     }
 
-    /// `first` and whatever else is there already.
-    fn gather(&mut self, first: &[u8], context: &mut Context<'_>) -> Bytes {
-        let mut batch = BytesMut::with_capacity(self.batch.max(first.len()));
-        batch.extend_from_slice(first);
+    /// `first` and whatever else is there already. Only what comes in several chunks is copied.
+    fn gather(&mut self, first: Bytes, context: &mut Context<'_>) -> Bytes {
+        let second = match pin!(self.stream.read_chunk(MAX_PIECE, true)).poll(context) {
+            Poll::Ready(Ok(Some(chunk))) => chunk.bytes,
+            // The end is met again by the next read.
+            Poll::Ready(Ok(None)) | Poll::Pending => return first,
+            Poll::Ready(Err(error)) => {
+                self.failed = Some(error.into());
+                return first;
+            }
+        };
+        let mut batch = BytesMut::with_capacity(self.batch.max(first.len() + second.len()));
+        batch.extend_from_slice(&first);
+        batch.extend_from_slice(&second);
         while batch.len() < self.batch {
             match poll_read_buf(Pin::new(&mut self.stream), context, &mut batch) {
                 // The end is met again by the next read.
