@@ -1,7 +1,7 @@
 //! The audit log: who did what where, as `audit.k8s.io/v1` events.
 //!
-//! Events go through one bounded queue to one [`AuditSink`]. What happens when the sink fails or falls behind is
-//! [`OnFailure`].
+//! Events go through one bounded queue to one [`AuditSink`], the first at once, and those that follow it closely together a
+//! few milliseconds later. What happens when the sink fails or falls behind is [`OnFailure`].
 
 mod config;
 mod event;
