@@ -15,6 +15,16 @@ fn run(profile: &str, controls: &[CongestionControl], warm_up: u64, seconds: u64
 }
 
 fn run_on(profile: &Profile, controls: &[CongestionControl], warm_up: u64, seconds: u64) -> Vec<FlowReport> {
+    run_with(1, profile, controls, warm_up, seconds)
+}
+
+fn run_with(
+    seed: u64,
+    profile: &Profile,
+    controls: &[CongestionControl],
+    warm_up: u64,
+    seconds: u64,
+) -> Vec<FlowReport> {
     let flows: Vec<_> = controls.iter().map(|&control| Flow { control, start: Duration::ZERO }).collect();
     let scenario = Scenario {
         profile,
@@ -22,7 +32,7 @@ fn run_on(profile: &Profile, controls: &[CongestionControl], warm_up: u64, secon
         flows: &flows,
         measure_from: Duration::from_secs(warm_up),
         end: Duration::from_secs(seconds),
-        seed: 1,
+        seed,
     };
     scenario.run().unwrap()
 }
@@ -33,6 +43,21 @@ fn alone(profile: &str, control: CongestionControl, seconds: u64) -> FlowReport 
 
 fn alone_on(profile: &Profile, control: CongestionControl, seconds: u64) -> FlowReport {
     run_on(profile, &[control], 0, seconds).remove(0)
+}
+
+/// What BBR carries on a path with each of five seeds, in bits per second: the least of it first.
+fn with_five_seeds(profile: &Profile, seconds: u64) -> Vec<f64> {
+    let goodput = |seed| run_with(seed, profile, &[CongestionControl::Bbr], 0, seconds).remove(0).goodput;
+    let mut goodputs: Vec<_> = (1..=5).map(goodput).collect();
+    goodputs.sort_unstable_by(f64::total_cmp);
+    goodputs
+}
+
+/// A path of 50 ms that loses packets by itself.
+fn lossy(megabits: u64, loss: f64) -> Profile {
+    let mut profile = queued(megabits, 5 * megabits as usize);
+    profile.up.loss = Loss::Independent(Probability::new(loss).unwrap());
+    profile
 }
 
 /// A path of 50 ms with such a rate and room for so many packets to wait.
@@ -59,6 +84,40 @@ fn bbr_uses_a_third_of_a_path_that_loses_two_percent_and_cubic_next_to_nothing()
     let cubic = alone("lossy-2", CongestionControl::Cubic, 15).goodput;
     assert!(bbr > 100e6, "{bbr}");
     assert!(cubic < 10e6, "{cubic}");
+}
+
+#[test]
+fn bbr_fills_most_of_a_path_that_loses_two_percent_and_acknowledges_unevenly() {
+    let mut profile = lossy(60, 0.02);
+    for path in [&mut profile.up, &mut profile.down] {
+        path.jitter = Duration::from_millis(8);
+    }
+    let goodputs = with_five_seeds(&profile, 12);
+    assert!(goodputs[0] > 0.6 * 60e6, "{goodputs:?}");
+}
+
+#[test]
+fn bbr_fills_most_of_a_wifi_whose_delays_vary_by_more_than_the_shortest_round_trip() {
+    let profiles = Profiles::built_in().unwrap();
+    let goodputs = with_five_seeds(profiles.get("wifi-1").unwrap(), 10);
+    assert!(goodputs[0] > 65e6, "{goodputs:?}");
+}
+
+#[test]
+fn bbr_fills_most_of_a_path_that_loses_five_percent_whatever_is_sent() {
+    let goodputs = with_five_seeds(&lossy(60, 0.05), 15);
+    assert!(goodputs[0] > 0.2 * 60e6, "{goodputs:?}");
+    assert!(goodputs[2] > 0.6 * 60e6, "half of them: {goodputs:?}");
+}
+
+#[test]
+fn a_cubic_flow_keeps_its_share_beside_bbr_where_the_queue_is_too_short_to_show() {
+    for seed in 1..=3 {
+        let flows = [CongestionControl::Bbr, CongestionControl::Cubic];
+        let [bbr, cubic] = run_with(seed, &queued(60, 25), &flows, 15, 45).try_into().unwrap();
+        assert!(cubic.goodput > 0.7 * bbr.goodput, "{bbr:?} {cubic:?}");
+        assert!(bbr.goodput > 0.2 * cubic.goodput, "{bbr:?} {cubic:?}");
+    }
 }
 
 #[test]

@@ -107,6 +107,11 @@ impl DeliveryRateSampler {
         self.delivered
     }
 
+    /// Bytes lost so far.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
     /// Bytes in flight.
     pub(super) fn in_flight(&self) -> u64 {
         self.in_flight

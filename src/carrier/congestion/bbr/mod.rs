@@ -13,16 +13,19 @@
 //!   bursts of 10 packets or 2 ms (quinn-proto's `connection/pacing.rs`). A window is no rate, so the pacing rate is kept
 //!   by a credit that grows with time and shrinks with what is sent; the window that quinn sees is what is in flight and
 //!   the credit (see [`control`]). It grows only with acknowledgements and losses, because nothing else wakes quinn up.
-//!   Where acknowledgements come in clumps that costs a part of the rate: on a path with much jitter up to a third. In Startup quinn's
-//!   pacing has to do: 2.5 times the bandwidth instead of 2.77.
+//!   Where acknowledgements come in clumps that costs a part of the rate: on a path with much jitter up to a fifth. In
+//!   Startup quinn's pacing has to do: 2.5 times the bandwidth instead of 2.77.
 //! - quinn does not tell whether a loss was spurious; nothing is undone (section 5.5.11).
 //! - quinn does not tell of probe timeouts; only persistent congestion (RFC 9002, section 7.6) makes the window minimal.
-//! - Loss is compared with the threshold as a statistician would, see [`LossRate`](model::LossRate).
+//! - Loss is compared with the threshold as a statistician would, see [`LossRate`](loss::LossRate), and with what the path
+//!   loses by itself, see [`OwnLoss`](loss::OwnLoss). The short-term bounds of section 5.5.10.3 fall only with more than
+//!   that, unless the round trip time shows a queue.
 //! - An explicit congestion notification counts as loss of one packet: the draft leaves the answer open (section 3.6).
 
 mod control;
 mod delivery;
 mod filter;
+mod loss;
 mod model;
 mod probe_bw;
 mod probe_rtt;
@@ -121,6 +124,29 @@ impl Bbr {
     fn update_on_ack(&mut self, now: Instant, sample: &Sample) {
         self.update_model_and_state(now, sample);
         self.update_control_parameters(sample);
+        if self.model.rounds.start {
+            self.trace(sample);
+        }
+    }
+
+    /// Shows what the controller knows and does, once in a round.
+    fn trace(&self, sample: &Sample) {
+        tracing::trace!(
+            state = ?self.state,
+            bandwidth = self.model.bw().unwrap_or_default() as u64,
+            delivery_rate = sample.rate.unwrap_or_default() as u64,
+            min_rtt = ?self.model.min_rtt(),
+            smoothed_rtt = ?self.smoothed_rtt,
+            in_flight = self.delivery.in_flight(),
+            cwnd = self.control.cwnd(),
+            window = self.control.window(),
+            lost = sample.lost,
+            loss_threshold = self.loss_threshold(),
+            inflight_longterm = self.model.inflight_longterm,
+            inflight_shortterm = self.model.inflight_shortterm,
+            extra_acked = self.model.extra_acked(),
+            "a round of BBR begins"
+        );
     }
 
     fn update_model_and_state(&mut self, now: Instant, sample: &Sample) {
@@ -139,8 +165,8 @@ impl Bbr {
     /// The second half of `HandleLostPacket` (section 5.5.10.2).
     fn handle_lost_packet(&mut self, now: Instant, loss: &Loss) {
         self.model.note_loss(self.delivery.delivered());
-        if self.cycle.is_probe_sample && loss.rate().is_too_high(self.control.mss()) {
-            let inflight = loss.inflight_at_loss();
+        if self.cycle.is_probe_sample && self.is_too_high(loss.rate()) {
+            let inflight = loss.inflight_at_loss(self.loss_threshold());
             self.handle_inflight_too_high(now, inflight, loss.is_app_limited);
         }
     }

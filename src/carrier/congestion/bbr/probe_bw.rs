@@ -205,7 +205,7 @@ impl Bbr {
                 return true;
             }
         }
-        if !sample.loss_rate().is_too_high(self.control.mss())
+        if !self.is_too_high(sample.loss_rate())
             && let Some(longterm) = self.model.inflight_longterm
         {
             self.model.inflight_longterm = Some(longterm.max(sample.tx_in_flight));

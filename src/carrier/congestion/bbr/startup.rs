@@ -85,7 +85,7 @@ impl Bbr {
         }
         let is_in_many_places = self.model.loss_events_in_round >= LOSS_EVENTS;
         self.model.loss_events_in_round = 0;
-        if is_in_many_places && sample.loss_rate().is_too_high(self.control.mss()) {
+        if is_in_many_places && self.is_too_high(sample.loss_rate()) {
             self.full_pipe.reached = true;
             let bdp = self.model.bdp_multiple(1.0).unwrap_or(0);
             self.model.inflight_longterm = Some(bdp.max(self.model.inflight_latest()));
