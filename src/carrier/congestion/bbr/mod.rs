@@ -13,11 +13,13 @@
 //!   bursts of 10 packets or 2 ms (quinn-proto's `connection/pacing.rs`). A window is no rate, so the pacing rate is kept
 //!   by a credit that grows with time and shrinks with what is sent; the window that quinn sees is what is in flight and
 //!   the credit (see [`control`]). It grows only with acknowledgements and losses, because nothing else wakes quinn up.
-//!   Where acknowledgements come in clumps that costs a part of the rate: on a path with much jitter up to a third. In Startup quinn's
-//!   pacing has to do: 2.5 times the bandwidth instead of 2.77.
+//!   Where acknowledgements come in clumps that costs a part of the rate: on a path with much jitter up to a fifth. In
+//!   Startup quinn's pacing has to do: 2.5 times the bandwidth instead of 2.77.
 //! - quinn does not tell whether a loss was spurious; nothing is undone (section 5.5.11).
 //! - quinn does not tell of probe timeouts; only persistent congestion (RFC 9002, section 7.6) makes the window minimal.
-//! - Loss is compared with the threshold as a statistician would, see [`LossRate`](loss::LossRate).
+//! - Loss is compared with the threshold as a statistician would, see [`LossRate`](loss::LossRate), and with what the path
+//!   loses by itself, see [`OwnLoss`](loss::OwnLoss). The short-term bounds of section 5.5.10.3 fall only with more than
+//!   that, unless the round trip time shows a queue.
 //! - An explicit congestion notification counts as loss of one packet: the draft leaves the answer open (section 3.6).
 
 mod control;

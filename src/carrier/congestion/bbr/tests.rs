@@ -189,6 +189,26 @@ fn a_path_that_loses_one_packet_in_a_hundred_is_still_filled() {
 }
 
 #[test]
+fn a_path_that_loses_one_packet_in_twenty_by_itself_is_filled_in_the_end() {
+    let mut sender = Sender::new();
+    sender.loses_one_in = 20;
+    sender.run_for(Duration::from_secs(15));
+    assert!(is_about(sender.bbr.loss_threshold(), 0.05), "{}", sender.bbr.loss_threshold());
+    let packets = sender.next_packet;
+    sender.run_for(Duration::from_secs(10));
+    let rate = (sender.next_packet - packets) as f64 * MSS as f64 / 10.0;
+    assert!(rate > 0.75 * BANDWIDTH, "{rate}");
+}
+
+#[test]
+fn loss_on_a_clean_path_is_never_taken_for_its_own() {
+    let mut sender = Sender::new();
+    sender.run_until_state(State::ProbeBwCruise);
+    sender.run_for(Duration::from_secs(1));
+    assert_eq!(sender.bbr.loss_threshold(), 0.02);
+}
+
+#[test]
 fn loss_far_above_the_threshold_bounds_what_is_in_flight() {
     let mut sender = Sender::new();
     sender.run_until_state(State::ProbeBwUp);
@@ -201,7 +221,8 @@ fn loss_far_above_the_threshold_bounds_what_is_in_flight() {
 
 #[test]
 fn loss_is_too_high_only_when_chance_does_not_explain_it() {
-    let is_too_high = |lost, packets| LossRate { lost: lost * MSS, in_flight: packets * MSS }.is_too_high(&OwnLoss::default(), MSS);
+    let is_too_high =
+        |lost, packets| LossRate { lost: lost * MSS, in_flight: packets * MSS }.is_too_high(&OwnLoss::default(), MSS);
     for (most, packets) in [(1, 20), (4, 100), (28, 1_000), (2_080, 100_000)] {
         assert!(!is_too_high(most, packets), "{most} of {packets}");
         assert!(is_too_high(most + most.div_ceil(20), packets), "more than {most} of {packets}");
