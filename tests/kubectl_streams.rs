@@ -46,7 +46,7 @@ fn a_watch_shows_each_change() {
             kubectl.ok(&["delete", "cm", name, "-n", "kube-public"]);
             watch.wait_for_stdout("its end", |text| text.matches(&format!("configmap/{name}")).count() == 2);
         }
-        watch.signal(Signal::INT);
+        watch.signal(Signal::TERM);
         watch.wait();
     }
     tunnel.wait_until_idle();
@@ -65,7 +65,7 @@ fn logs_are_read_and_followed() {
         let shown = following.wait_for_stdout("twenty lines", |text| text.lines().count() > 20);
         let numbers: Vec<u64> = shown.lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect();
         assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "each line once and in order: {shown}");
-        following.signal(Signal::INT);
+        following.signal(Signal::TERM);
         following.wait();
     }
     tunnel.wait_until_idle();

@@ -392,7 +392,7 @@ async fn a_watch_ends_in_time_and_says_when_it_starts_too_early() {
     let server = Server::start().await;
     let path = "/api/v1/namespaces/demo/configmaps?watch=true&timeoutSeconds=1";
     let answer = server.get(path, "").await;
-    assert!(answer.contains("{\"object\":{\"apiVersion\":\"v1\"") && answer.ends_with("0\r\n\r\n"), "{answer}");
+    assert!(answer.contains("\"type\":\"ADDED\"") && answer.ends_with("0\r\n\r\n"), "{answer}");
     let answer = server.get(&format!("{path}&resourceVersion=1"), "").await;
     assert!(answer.contains("too old resource version: 1") && answer.contains("\"code\":410"), "{answer}");
 }

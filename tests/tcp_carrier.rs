@@ -76,7 +76,7 @@ fn kubectl_works_as_it_does_over_quic() {
         watch.wait_for_stdout("the new object", |text| text.contains("configmap/over-tcp"));
         kubectl.ok(&["delete", "cm", "over-tcp", "-n", "kube-public"]);
         for mut running in [watch, logs] {
-            running.signal(Signal::INT);
+            running.signal(Signal::TERM);
             running.wait();
         }
     }

@@ -18,12 +18,14 @@ use super::table::{Bounds, Table};
 use super::{LIFETIME, Session, SessionId, SessionStore};
 use crate::pki::CertificateFingerprint;
 
-/// All that 10,000 agents may have, who get four with each connection. At most 128 MiB of disk and half of that of memory.
-const BOUNDS: Bounds = Bounds { total: 64 * 1024, per_agent: 6 };
+/// All that 10,000 agents may have, who get four with each connection. At most 128 MiB of disk and half of that of memory. One
+/// agent may have those of three connections: when a stub is about to stop it looks whether another one answers, and the
+/// sessions of such attempts must not take the place of those that it keeps.
+const BOUNDS: Bounds = Bounds { total: 64 * 1024, per_agent: 12 };
 
 /// The sessions of a stub, in memory and in a file (0600) that outlives the process.
 ///
-/// At most 65,536 sessions are kept, six for each agent, for a day. A system that cannot tell its boots apart (other than
+/// At most 65,536 sessions are kept, twelve for each agent, for a day. A system that cannot tell its boots apart (other than
 /// Linux) has none that outlive the process.
 #[derive(Debug)]
 pub struct FileSessions {
