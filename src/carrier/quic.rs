@@ -15,7 +15,7 @@ use rustls::server::StoresServerSessions;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::{CongestionControl, Pulse, PulsedFactory};
-use super::driver::{PatientRuntime, Writes};
+use super::driver::PatientRuntime;
 use super::qlog::{Origin, QlogDirectory};
 use super::stream::{Connection, ConnectionEnd, RecvStream, SendStream, StreamWriteError, quic_halves};
 
@@ -405,7 +405,7 @@ impl QuicDialer {
         let Attempt { connecting, endpoint, pulse } = self.attempt(address, server_name)?;
         let (connection, stream) = match connecting.into_0rtt() {
             Ok((connection, accepted)) => {
-                let stream = say(&connection, &endpoint, words).await;
+                let stream = say(&connection, words).await;
                 let accepted = accepted.await;
                 if let Some(end) = connection.close_reason() {
                     return Err(end.into());
@@ -445,12 +445,8 @@ struct Attempt {
 }
 
 /// Opens a stream with `words`.
-async fn say(
-    connection: &quinn::Connection,
-    endpoint: &QuicEndpoint,
-    words: &Bytes,
-) -> Result<(SendStream, RecvStream), StreamWriteError> {
-    let (mut send, recv) = endpoint.halves(connection.open_bi().await.map_err(ConnectionEnd::from)?);
+async fn say(connection: &quinn::Connection, words: &Bytes) -> Result<(SendStream, RecvStream), StreamWriteError> {
+    let (mut send, recv) = quic_halves(connection.open_bi().await.map_err(ConnectionEnd::from)?);
     send.write(&mut [words.clone()]).await?;
     Ok((send, recv))
 }
@@ -460,7 +456,6 @@ async fn say(
 pub(super) struct QuicEndpoint {
     endpoint: quinn::Endpoint,
     socket_buffer: usize,
-    writes: Arc<Writes>,
 }
 
 impl QuicEndpoint {
@@ -470,15 +465,8 @@ impl QuicEndpoint {
         socket: UdpSocket,
         settings: &QuicSettings,
     ) -> io::Result<Self> {
-        let runtime = PatientRuntime::default();
-        let writes = runtime.writes();
-        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(runtime))?;
-        Ok(Self { endpoint, socket_buffer: settings.socket_buffer, writes })
-    }
-
-    /// The two halves of a stream of one of the connections.
-    pub(super) fn halves(&self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
-        quic_halves(send, recv, self.writes.clone())
+        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(PatientRuntime))?;
+        Ok(Self { endpoint, socket_buffer: settings.socket_buffer })
     }
 
     /// Waits until no connection has anything left to say.

@@ -14,7 +14,6 @@ use tokio::time::sleep_until;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::congestion::Pulse;
-use super::driver::Writes;
 use super::gather::{GatheringStream, MAX_PIECE};
 use super::heartbeat::{self, PathState};
 use super::quic::{self, QuicEndpoint};
@@ -126,7 +125,7 @@ impl Connection {
     /// The peer learns of the stream with its first byte.
     pub async fn open(&self) -> Result<(SendStream, RecvStream), ConnectionEnd> {
         match &self.0 {
-            AnyConnection::Quic { connection, endpoint, .. } => Ok(endpoint.halves(connection.open_bi().await?)),
+            AnyConnection::Quic { connection, .. } => Ok(quic_halves(connection.open_bi().await?)),
             AnyConnection::Tcp(connection) => Ok(tcp_halves(connection.open().await?)),
         }
     }
@@ -134,7 +133,7 @@ impl Connection {
     /// The next bidirectional stream that the peer opened.
     pub async fn accept(&self) -> Result<(SendStream, RecvStream), ConnectionEnd> {
         match &self.0 {
-            AnyConnection::Quic { connection, endpoint, .. } => Ok(endpoint.halves(connection.accept_bi().await?)),
+            AnyConnection::Quic { connection, .. } => Ok(quic_halves(connection.accept_bi().await?)),
             AnyConnection::Tcp(connection) => Ok(tcp_halves(connection.accept().await?)),
         }
     }
@@ -294,13 +293,8 @@ impl Connection {
     }
 }
 
-pub(super) fn quic_halves(
-    stream: quinn::SendStream,
-    recv: quinn::RecvStream,
-    writes: Arc<Writes>,
-) -> (SendStream, RecvStream) {
-    let send = SendStream::new(AnySendStream::Quic { stream, writes });
-    (send, RecvStream::new(AnyRecvStream::Quic(GatheringStream::new(recv))))
+pub(super) fn quic_halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
+    (SendStream::new(AnySendStream::Quic(send)), RecvStream::new(AnyRecvStream::Quic(GatheringStream::new(recv))))
 }
 
 fn tcp_halves((send, recv): (TcpSendStream, TcpRecvStream)) -> (SendStream, RecvStream) {
@@ -315,7 +309,7 @@ pub struct SendStream {
 }
 
 enum AnySendStream {
-    Quic { stream: quinn::SendStream, writes: Arc<Writes> },
+    Quic(quinn::SendStream),
     Tcp(TcpSendStream),
 }
 
@@ -329,10 +323,7 @@ impl SendStream {
     /// When the future is dropped some of the bytes may have been written.
     pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamWriteError> {
         match &mut self.stream {
-            AnySendStream::Quic { stream, writes } => {
-                writes.count();
-                stream.write_all_chunks(chunks).await.map_err(Into::into)
-            }
+            AnySendStream::Quic(stream) => stream.write_all_chunks(chunks).await.map_err(Into::into),
             AnySendStream::Tcp(stream) => stream.write(chunks).await,
         }
     }
@@ -341,7 +332,7 @@ impl SendStream {
     pub fn finish(&mut self) {
         self.ended = true;
         match &mut self.stream {
-            AnySendStream::Quic { stream, .. } => {
+            AnySendStream::Quic(stream) => {
                 // Fails only for a stream that the peer has stopped: then there is nothing left to end.
                 let _ = stream.finish();
             }
@@ -355,7 +346,7 @@ impl SendStream {
             return;
         }
         match &mut self.stream {
-            AnySendStream::Quic { stream, .. } => {
+            AnySendStream::Quic(stream) => {
                 // Fails only for a stream that the peer has stopped: then it knows.
                 let _ = stream.reset(code.value().into());
             }
@@ -367,7 +358,7 @@ impl SendStream {
     /// it is on its way).
     pub fn stopped(&self) -> impl Future<Output = Option<ErrorCode>> + Send + Sync + 'static {
         let stopped = match &self.stream {
-            AnySendStream::Quic { stream, .. } => Ok(stream.stopped()),
+            AnySendStream::Quic(stream) => Ok(stream.stopped()),
             AnySendStream::Tcp(stream) => Err(tcp::stopped(stream.state())),
         };
         async move {
@@ -388,7 +379,7 @@ impl Drop for SendStream {
 impl fmt::Debug for SendStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = match &self.stream {
-            AnySendStream::Quic { stream, .. } => Some(stream.id()),
+            AnySendStream::Quic(stream) => Some(stream.id()),
             AnySendStream::Tcp(_) => None,
         };
         f.debug_struct("SendStream").field("quic_id", &id).field("ended", &self.ended).finish()
