@@ -420,6 +420,6 @@ mod tests {
         }
         assert_eq!(store.len(), BOUNDS.per_agent);
         drop(store);
-        assert!(fs::metadata(scene.path()).unwrap().len() <= 8 * PLACE as u64);
+        assert!(fs::metadata(scene.path()).unwrap().len() <= (BOUNDS.per_agent as u64 + 2) * PLACE as u64);
     }
 }
