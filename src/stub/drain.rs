@@ -20,6 +20,9 @@ pub struct Drain {
 /// How long clients have to hear that their session is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long it may take until the stub sees a connection that the kernel has accepted for it.
+const ARRIVAL: Duration = Duration::from_millis(250);
+
 /// How long clients that came last have to finish their handshake and to hear that they had better go elsewhere.
 const LATECOMERS: Duration = Duration::from_secs(5);
 
@@ -46,6 +49,7 @@ pub async fn run(shared: &Shared) {
 
     // A load balancer that has not noticed yet still sends clients: one whose connection broke in its handshake could not know
     // that its request has gone nowhere. They do not hold up the rest, so that a stop ends under any load.
+    sleep(ARRIVAL).await;
     shared.drain.latecomers.close();
     let _ = timeout(LATECOMERS, shared.drain.latecomers.wait()).await;
 }
