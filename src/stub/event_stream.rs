@@ -70,6 +70,9 @@ impl EventStream {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn stream_of(media_type: &'static str) -> Option<EventStream> {
@@ -111,5 +114,17 @@ mod tests {
         let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
         headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
         assert_eq!(EventStream::of(&headers), None);
+    }
+
+    proptest! {
+        #[test]
+        fn events_are_followed_however_they_are_cut(pieces in vec(vec(0_u8..12, 0..9), 0..9)) {
+            for media_type in ["application/json", "application/vnd.kubernetes.protobuf"] {
+                let (mut whole, mut cut) = (stream_of(media_type).unwrap(), stream_of(media_type).unwrap());
+                whole.pass(&pieces.concat());
+                pieces.iter().for_each(|piece| cut.pass(piece));
+                prop_assert_eq!(whole, cut);
+            }
+        }
     }
 }

@@ -117,6 +117,7 @@ fn no_cluster(raw: &str) -> Status {
 mod tests {
     use super::*;
     use http::{Request, StatusCode};
+    use proptest::prelude::*;
 
     fn route(uri: &str, host: Option<&str>, server_name: Option<&str>) -> Result<(String, String, String), StatusCode> {
         let mut request = Request::builder().uri(uri);
@@ -171,5 +172,18 @@ mod tests {
         assert_eq!(route("http://one/clusters/eu/api", Some("two"), None), bad);
         assert_eq!(route("/clusters/eu/api", Some("user@stub"), None), bad);
         assert_eq!(route("/clusters/eu/api", None, None), bad);
+    }
+
+    proptest! {
+        #[test]
+        fn a_target_is_what_follows_the_prefix_whatever_else_a_request_says(
+            path in "(/clusters)?/[a-z]{0,3}[a-zA-Z0-9/%.?&=+~-]{0,30}",
+            host in "([a-z]{0,3}[.]k8s[.]example|[ -~]{0,20})(:[0-9]{0,5})?",
+        ) {
+            if let Ok((_, target, prefix)) = route(&path, Some(&host), None) {
+                let rest = path.strip_prefix(&prefix).unwrap();
+                prop_assert!(target == rest || target == format!("/{rest}"), "{target}");
+            }
+        }
     }
 }
