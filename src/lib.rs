@@ -70,5 +70,6 @@ pub mod demo;
 pub mod kube;
 pub mod pki;
 pub mod stub;
+pub mod threads;
 pub mod trace;
 pub mod wire;

@@ -20,6 +20,7 @@ use qtunnel::demo::SampleCluster;
 use qtunnel::pki::{DirectoryStore, HostName, StubKeys};
 use qtunnel::stub::admin::AdminClient;
 use qtunnel::stub::{KnownClusters, Stub, StubConfig};
+use qtunnel::threads::Threads;
 use qtunnel::wire::ClusterId;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -115,9 +116,7 @@ impl Tunnel {
         KnownClusters::new(keys.store().clone()).add(&id).unwrap();
         let config = StubConfig::load(&chain.settings(&stub_dir)).unwrap();
         let admin_socket = config.admin_socket();
-        let stub = Stub::bind(config).await.unwrap();
-        let stub_address = stub.local_address().unwrap();
-        tokio::spawn(stub.run(shutdown.clone()));
+        let stub_address = run_stub(config, shutdown.clone()).await;
 
         let token = keys.tokens().create(&id, Duration::from_secs(600), 1, now).unwrap();
         let stubs = vec![stub_address.to_string().parse().unwrap()];
@@ -127,7 +126,8 @@ impl Tunnel {
             .response_timeout(Duration::from_secs(60))
             .build()
             .unwrap();
-        tokio::spawn(agent.run(shutdown.clone()));
+        let stop = shutdown.clone();
+        on_its_own(Threads::ONE, async move { agent.run(stop).await.unwrap() });
         wait_for_agent(&admin_socket).await;
 
         let groups = ["qtunnel:users".to_owned()];
@@ -155,6 +155,22 @@ impl Tunnel {
         };
         Self { through, direct, _directory: directory, shutdown }
     }
+}
+
+/// Runs a stub as the program does, and tells where it listens.
+async fn run_stub(config: StubConfig, shutdown: CancellationToken) -> SocketAddr {
+    let (tell, address) = tokio::sync::oneshot::channel();
+    on_its_own(config.threads, async move {
+        let stub = Stub::bind(config).await.unwrap();
+        tell.send(stub.local_address().unwrap()).unwrap();
+        stub.run(shutdown).await;
+    });
+    address.await.unwrap()
+}
+
+/// Runs what is a program of its own elsewhere on `threads` of its own.
+fn on_its_own(threads: Threads, program: impl Future<Output = ()> + Send + 'static) {
+    std::thread::spawn(move || threads.runtime().unwrap().block_on(program));
 }
 
 impl Drop for Tunnel {

@@ -46,7 +46,7 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> R
     let mut head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
         Ok(Ok(Some(Frame::RequestHead(head)))) => *head,
         Ok(Ok(Some(Frame::Dial(dial)))) => {
-            forward::serve(&shared.forward, *dial, sender, receiver).await;
+            Box::pin(forward::serve(&shared.forward, *dial, sender, receiver)).await;
             return Ok(());
         }
         Ok(Err(ReceiveError::Frame(violation @ WireError::UnexpectedStreamKind(_)))) => return Err(violation),
@@ -77,7 +77,7 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> R
     }
     let result = match answer {
         Ok(Answer::Plain(response)) => pass_on(response, &mut sender).await,
-        Ok(Answer::Upgraded(head, upgraded)) => upgraded.run(head, sender).await,
+        Ok(Answer::Upgraded(head, upgraded)) => Box::pin(upgraded.run(head, sender)).await,
         Ok(Answer::UpgradeRefused(response)) => pass_on(response, &mut sender).await,
         Err(failure) => report(failure, &mut sender).await,
     };
@@ -139,7 +139,7 @@ async fn answer(shared: &Shared, mut head: RequestHead, receiver: FrameReceiver)
     let headers = std::mem::take(&mut head.headers);
     let headers = upstream_headers(&head, headers, act_as.as_ref(), authorization)?;
     if head.upgrade.is_some() {
-        return upgrade(shared, &head, headers, receiver).await;
+        return Box::pin(upgrade(shared, &head, headers, receiver)).await;
     }
 
     let (lane, patience) = match info.is_long_running() {

@@ -334,8 +334,10 @@ impl RequestStreams {
             match self.connection.accept().await {
                 Ok((send, recv)) => {
                     let (shared, connection) = (self.shared.clone(), self.connection.clone());
+                    // In a box: a task is handed on several times before it runs, and this one is large.
+                    let serving = Box::pin(request::serve(shared, send, recv));
                     self.tasks.spawn(async move {
-                        if let Err(violation) = request::serve(shared, send, recv).await {
+                        if let Err(violation) = serving.await {
                             connection.close(violation.code(), &violation.to_string());
                         }
                     });

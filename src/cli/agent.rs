@@ -18,12 +18,18 @@ use crate::carrier::{CongestionControl, QlogDirectory, QuicSettings};
 use crate::kube::impersonation::{ImpersonationPolicy, Pattern};
 use crate::kube::kubeconfig::{Credentials, Kubeconfig, Upstream};
 use crate::pki::{JoinToken, private_file};
+use crate::threads::Threads;
 use crate::trace::OtlpEndpoint;
 use crate::wire::AuthMode;
 
 /// Runs an agent.
-pub async fn run(args: AgentArgs) -> CommandResult {
-    let agent = settings(args)?.build()?;
+pub fn run(args: AgentArgs) -> CommandResult {
+    let (settings, threads) = settings(args)?;
+    threads.runtime()?.block_on(serve(settings))
+}
+
+async fn serve(settings: AgentBuilder) -> CommandResult {
+    let agent = settings.build()?;
     let shutdown = shutdown_on_signal()?;
     agent.run(shutdown).await?;
     Ok(ExitCode::SUCCESS)
@@ -50,6 +56,7 @@ struct AgentFile {
     drain_timeout: Option<SignedDuration>,
     response_timeout: Option<SignedDuration>,
     idle_timeout: Option<SignedDuration>,
+    threads: Option<Threads>,
     congestion: Option<CongestionControl>,
     qlog: Option<PathBuf>,
     otlp_endpoint: Option<OtlpEndpoint>,
@@ -80,7 +87,7 @@ impl StubList {
 }
 
 /// Flags and environment over the settings file.
-fn settings(args: AgentArgs) -> anyhow::Result<AgentBuilder> {
+fn settings(args: AgentArgs) -> anyhow::Result<(AgentBuilder, Threads)> {
     let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let stubs = if args.stub.is_empty() { file.stub.parse()? } else { args.stub };
     if stubs.is_empty() {
@@ -141,7 +148,7 @@ fn settings(args: AgentArgs) -> anyhow::Result<AgentBuilder> {
     if let Some(endpoint) = args.otlp_endpoint.or(file.otlp_endpoint) {
         agent = agent.otlp_endpoint(endpoint);
     }
-    Ok(agent)
+    Ok((agent, args.threads.or(file.threads).unwrap_or(Threads::ONE)))
 }
 
 impl From<AgentAuth> for AuthMode {

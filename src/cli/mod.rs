@@ -56,12 +56,12 @@ fn dispatch(command: Command) -> CommandResult {
     match command {
         Command::Stub(command) => match command.action {
             Some(StubAction::Init(args)) => stub::init(&args),
-            None => block_on(stub::run(command.run)),
+            None => stub::run(command.run),
         },
         Command::Token(TokenCommand::Create(args)) => token::create(&args),
         Command::Agent(command) => match command.action {
             Some(AgentAction::Manifest(args)) => manifest::run(&args),
-            None => block_on(agent::run(command.run)),
+            None => agent::run(command.run),
         },
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Policy(PolicyCommand::Check(args)) => block_on(policy::check(args)),

@@ -37,7 +37,7 @@ pub fn init(args: &StubInitArgs) -> CommandResult {
 }
 
 /// Runs a stub.
-pub async fn run(args: StubRunArgs) -> CommandResult {
+pub fn run(args: StubRunArgs) -> CommandResult {
     let path = args
         .config
         .context("--config FILE is missing; `qtunnel stub init --dir DIR --host NAME` makes a settings file")?;
@@ -54,8 +54,13 @@ pub async fn run(args: StubRunArgs) -> CommandResult {
     if let Some(qlog) = args.qlog {
         config.agents.qlog = Some(qlog);
     }
+    let threads = args.threads.unwrap_or(config.threads);
+    threads.runtime()?.block_on(serve(config, &path))
+}
+
+async fn serve(config: StubConfig, settings: &Path) -> CommandResult {
     let shutdown = shutdown_on_signal()?;
-    let stub = Stub::builder(config).settings_file(&path).bind().await?;
+    let stub = Stub::builder(config).settings_file(settings).bind().await?;
     reload_on_hangup(stub.reload())?;
     tracing::info!(address = %stub.local_address()?, "stub listens on TCP for users and on UDP and TCP for agents");
     stub.run(shutdown).await;
@@ -104,6 +109,10 @@ public_address = "{first}:{port}"
 # With it each cluster also has the host name <id>.<base_domain>. The server certificate must cover
 # *.<base_domain>: `qtunnel stub init --base-domain` makes such a one.
 {base_domain}
+
+# How many threads do the work. More do more in total, and take more CPU time for the same. Default: one less than there are
+# cores, and at least one.
+# threads = 1
 
 # Other stubs with the same [store], as agents dial them. Agents that connect to one of them connect to all. This stub may be
 # among them.

@@ -8,15 +8,18 @@ use super::percent;
 /// Kubernetes itself takes no credential from the query, but what is behind its `proxy` paths may.
 pub fn without_secrets(target: &str) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
-    let pairs: Vec<String> = query.split('&').map(without_secret).collect();
-    format!("{path}?{}", pairs.join("&"))
-}
-
-fn without_secret(pair: &str) -> String {
-    match pair.split_once('=') {
-        Some((name, _)) if is_secret(name) => format!("{name}=redacted"),
-        _ => pair.to_owned(),
+    let mut safe = String::with_capacity(target.len());
+    safe.push_str(path);
+    let mut separator = "?";
+    for pair in query.split('&') {
+        safe.push_str(separator);
+        match pair.split_once('=') {
+            Some((name, _)) if is_secret(name) => safe.extend([name, "=redacted"]),
+            _ => safe.push_str(pair),
+        }
+        separator = "&";
     }
+    safe
 }
 
 fn is_secret(name: &str) -> bool {

@@ -269,7 +269,11 @@ fn init_stub_for(dir: &Path, base_domain: Option<&str>, hosts: &[String]) -> Fin
 
 /// `qtunnel stub`, in the background.
 pub fn start_stub(config: &Path) -> Process {
-    start_qtunnel("the stub", [OsStr::new("stub"), "--config".as_ref(), config.as_ref()])
+    // More than a small machine would give it: what only several threads bring up is to be found here.
+    start_qtunnel(
+        "the stub",
+        ["stub", "--threads", "2", "--config"].map(OsStr::new).into_iter().chain([config.as_ref()]),
+    )
 }
 
 /// Sets keys in sections of a settings file.

@@ -3,6 +3,7 @@
 //! hyper's own pooled client opens one HTTP/2 connection per host and lets requests wait for its streams, which is a
 //! cliff at the server's limit (100 at a kube-apiserver). This pool opens another connection when all are full.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ struct Inner {
     connector: Arc<Connector>,
     protocols: Protocols,
     /// HTTP/1.1 connections between two requests, the one used last at the end.
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<VecDeque<Idle>>,
     /// HTTP/2 connections, in use or not.
     shared: Mutex<Vec<Arc<Shared>>>,
     /// Whether the server was seen to speak HTTP/2. Then requests that find every connection full wait for one dial
@@ -144,16 +145,20 @@ impl Inner {
         Some(Reserved(free.clone()))
     }
 
+    /// The connection that was used last, and so has the best chance to be open still.
     fn take_idle(&self) -> Option<Idle> {
         let mut idle = lock(&self.idle);
-        idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < KEEP_IDLE);
-        idle.pop()
+        let now = Instant::now();
+        while idle.front().is_some_and(|oldest| now.duration_since(oldest.since) >= KEEP_IDLE) {
+            idle.pop_front();
+        }
+        idle.pop_back()
     }
 
     fn put_idle(&self, sender: http1::SendRequest<RequestBody>) {
         let mut idle = lock(&self.idle);
         if idle.len() < MAX_IDLE && !sender.is_closed() {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push_back(Idle { sender, since: Instant::now() });
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::agent::{AddressPattern, StubAddress};
 use crate::carrier::CongestionControl;
 use crate::cli::manifest::{ImageName, ImpersonatedGroup, ImpersonatedUser, Namespace};
 use crate::pki::JoinToken;
+use crate::threads::Threads;
 use crate::trace::OtlpEndpoint;
 
 pub(super) const AGENT_EXAMPLES: &str = "\
@@ -118,6 +119,9 @@ pub struct AgentArgs {
     /// How long a connection and its streams live without a packet from the stub [default: 5m].
     #[arg(long, env = "QTUNNEL_IDLE_TIMEOUT", value_name = "DURATION")]
     pub idle_timeout: Option<SignedDuration>,
+    /// How many threads do the work; more take more CPU time for the same [default: 1].
+    #[arg(long, env = "QTUNNEL_THREADS", value_name = "N")]
+    pub threads: Option<Threads>,
     /// How congestion on the way to the stub is controlled [default: bbr].
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use crate::carrier::CongestionControl;
 use crate::pki::HostName;
+use crate::threads::Threads;
 
 pub(super) const STUB_EXAMPLES: &str = "\
 Examples:
@@ -60,6 +61,9 @@ pub struct StubRunArgs {
     /// The stub's name, instead of what the settings file says: for several stubs with one settings file.
     #[arg(long, env = "QTUNNEL_STUB_NAME", value_name = "NAME")]
     pub name: Option<String>,
+    /// How many threads do the work, instead of what the settings file says.
+    #[arg(long, env = "QTUNNEL_THREADS", value_name = "N")]
+    pub threads: Option<Threads>,
     /// How congestion on the way to agents is controlled, instead of what the settings file says.
     #[arg(long, env = "QTUNNEL_CONGESTION", value_name = "NAME")]
     pub congestion: Option<CongestionControl>,

@@ -134,7 +134,7 @@ enum Place {
     /// It is there.
     Reserved(mpsc::OwnedPermit<AuditEvent>),
     /// If there is room when it is needed.
-    IfFree(Arc<Queue>),
+    IfFree,
 }
 
 impl Trail {
@@ -144,7 +144,8 @@ impl Trail {
     /// See [`OnFailure::Block`].
     pub async fn received(&mut self, facts: &RequestFacts) -> Result<(), Status> {
         let Some(places) = &mut self.0 else { return Ok(()) };
-        places.queue.place().await?.put(facts, Stage::RequestReceived);
+        let place = places.queue.place().await?;
+        places.queue.put(place, facts, Stage::RequestReceived);
         if facts.attributes.as_ref().is_some_and(|attributes| attributes.request.is_long_running()) {
             places.started = Some(places.queue.place().await?);
         }
@@ -153,8 +154,10 @@ impl Trail {
 
     /// The head of the answer goes to the client; the log has an event of it only for long-running requests.
     pub fn response_started(&mut self, facts: &RequestFacts) {
-        if let Some(place) = self.0.as_mut().and_then(|places| places.started.take()) {
-            place.put(facts, Stage::ResponseStarted);
+        if let Some(places) = &mut self.0
+            && let Some(place) = places.started.take()
+        {
+            places.queue.put(place, facts, Stage::ResponseStarted);
         }
     }
 
@@ -162,33 +165,37 @@ impl Trail {
     pub fn complete(&mut self, facts: &RequestFacts) {
         if let Some(places) = self.0.take() {
             let stage = if facts.end == End::Panicked { Stage::Panic } else { Stage::ResponseComplete };
-            places.last.put(facts, stage);
+            places.queue.put(places.last, facts, stage);
         }
     }
 }
 
 impl Queue {
-    async fn place(self: &Arc<Self>) -> Result<Place, Status> {
-        match self.on_failure {
-            OnFailure::Drop => Ok(Place::IfFree(self.clone())),
-            OnFailure::Block => match timeout(PATIENCE, self.events.clone().reserve_owned()).await {
-                Ok(Ok(permit)) => Ok(Place::Reserved(permit)),
-                Ok(Err(_)) | Err(_) => Err(Status::not_audited()),
-            },
+    async fn place(&self) -> Result<Place, Status> {
+        if self.on_failure == OnFailure::Drop {
+            return Ok(Place::IfFree);
+        }
+        // Mostly there is room, and nothing to wait for.
+        if let Ok(permit) = self.events.clone().try_reserve_owned() {
+            return Ok(Place::Reserved(permit));
+        }
+        match timeout(PATIENCE, self.events.clone().reserve_owned()).await {
+            Ok(Ok(permit)) => Ok(Place::Reserved(permit)),
+            Ok(Err(_)) | Err(_) => Err(Status::not_audited()),
         }
     }
-}
 
-impl Place {
-    fn put(self, facts: &RequestFacts, stage: Stage) {
-        let event = || AuditEvent::new(facts, stage);
-        match self {
-            Self::Reserved(permit) => drop(permit.send(event())),
-            Self::IfFree(queue) => match queue.events.try_reserve() {
-                Ok(permit) => permit.send(event()),
-                // The writer says in the log how many were lost.
-                Err(_full) => drop(queue.counts.dropped.fetch_add(1, Ordering::Relaxed)),
+    /// Puts an event in its place. The writer says in the log how many were lost.
+    fn put(&self, place: Place, facts: &RequestFacts, stage: Stage) {
+        let put = match place {
+            Place::Reserved(permit) => AuditEvent::new(facts, stage).map(|event| drop(permit.send(event))).is_ok(),
+            Place::IfFree => match self.events.try_reserve() {
+                Ok(permit) => AuditEvent::new(facts, stage).map(|event| permit.send(event)).is_ok(),
+                Err(_full) => false,
             },
+        };
+        if !put {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

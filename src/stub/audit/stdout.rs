@@ -19,7 +19,7 @@ impl AuditSink for StdoutSink {
     fn write<'a>(&'a mut self, events: &'a [AuditEvent]) -> Writing<'a> {
         Box::pin(async move {
             let failed = |error: std::io::Error| SinkError(format!("standard output: {error}"));
-            self.0.write_all(&lines(events)?).await.map_err(failed)?;
+            self.0.write_all(lines(events).as_bytes()).await.map_err(failed)?;
             self.0.flush().await.map_err(failed)
         })
     }

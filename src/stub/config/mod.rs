@@ -30,6 +30,7 @@ pub use tracing::TracingConfig;
 
 use super::audit::AuditConfig;
 use crate::pki::{Store, StoreError};
+use crate::threads::Threads;
 use crate::wire::limits::{MAX_LIST_ENTRIES, MAX_REPORT_INTERVAL, MIN_REPORT_INTERVAL};
 
 /// The settings of a stub. `qtunnel stub init` writes a file with all of them and what they mean.
@@ -47,6 +48,10 @@ pub struct StubConfig {
     /// too. This stub may be among them, so that all can have the same list. Default: none.
     #[serde(default)]
     pub peers: Vec<String>,
+    /// How many threads do the work. The program `qtunnel` follows it; others bring their own. Default: one less than there are
+    /// cores, and at least one.
+    #[serde(default = "Threads::beside_the_kernel")]
+    pub threads: Threads,
     /// With it, each cluster also has the host name `<id>.<base_domain>`.
     #[serde(default)]
     pub base_domain: Option<String>,

@@ -60,6 +60,7 @@ impl Visit {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::fmt::Display + Send,
     {
-        request::serve(self.shared.clone(), self.connection.clone(), request).await
+        // In a box: fronts hand on what serves a request several times, and it is large.
+        Box::pin(request::serve(self.shared.clone(), self.connection.clone(), request)).await
     }
 }
