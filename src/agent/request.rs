@@ -46,6 +46,7 @@ pub async fn serve(shared: Arc<Shared>, send: SendStream, recv: RecvStream) -> R
     let mut head = match timeout(HEAD_TIMEOUT, receiver.next_frame()).await {
         Ok(Ok(Some(Frame::RequestHead(head)))) => *head,
         Ok(Ok(Some(Frame::Dial(dial)))) => {
+            // What is rare is in a box, so that the tasks of all the others are small.
             Box::pin(forward::serve(&shared.forward, *dial, sender, receiver)).await;
             return Ok(());
         }
