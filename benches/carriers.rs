@@ -1,5 +1,5 @@
 //! What the carriers and the wire protocol cost beside bare quinn with the same windows: a stream's first byte, small
-//! exchanges at several in flight, and one stream in bulk. Both ends run in this process.
+//! exchanges at several in flight, and one stream in bulk. Both ends run in this process, each on a thread of its own.
 
 #[path = "support/cpu.rs"]
 mod cpu;
@@ -22,9 +22,10 @@ use qtunnel::pki::{
     AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tcp_tunnel_client_config, tcp_tunnel_server_config,
     tunnel_client_config, tunnel_server_config,
 };
+use qtunnel::threads::Threads;
 use qtunnel::wire::{ErrorCode, Frame, FrameReader, Identity, RequestHead, ResponseHead, StreamKind};
 use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 /// As in the program.
 #[global_allocator]
@@ -80,11 +81,29 @@ impl Client {
     }
 }
 
-/// What is compared, by name.
-fn contenders(runtime: &Runtime) -> [(&'static str, Pair); 3] {
-    runtime.block_on(async {
-        [("bare quinn", bare_pair().await), ("quic", quic_pair().await), ("tcp-yamux", tcp_pair().await)]
-    })
+/// Where the ends run: each on one thread, as in the programs.
+struct Ends {
+    stub: Runtime,
+    agent: Runtime,
+}
+
+impl Ends {
+    fn new() -> Self {
+        let agent = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { stub: Threads::ONE.runtime().unwrap(), agent }
+    }
+
+    /// What is compared, by name.
+    fn contenders(&self) -> [(&'static str, Pair); 3] {
+        let agents = self.agent.handle();
+        self.stub.block_on(async {
+            [
+                ("bare quinn", bare_pair(agents).await),
+                ("quic", quic_pair(agents).await),
+                ("tcp-yamux", tcp_pair(agents).await),
+            ]
+        })
+    }
 }
 
 struct Tls {
@@ -119,37 +138,40 @@ fn tls(over: Over) -> Tls {
     Tls { server: Arc::new(server.unwrap()), client: Arc::new(client.unwrap()) }
 }
 
-async fn quic_pair() -> Pair {
+async fn quic_pair(agents: &Handle) -> Pair {
     let tls = tls(Over::Quic);
     let settings = QuicSettings::default();
     let listener = QuicListener::bind("127.0.0.1:0".parse().unwrap(), tls.server, &settings).unwrap();
     let address = listener.local_address().unwrap();
-    let dialer = QuicDialer::new(tls.client, settings).unwrap();
-    let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
-        listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel()
+    let dialing = agents.spawn(async move {
+        let dialer = QuicDialer::new(tls.client, settings).unwrap();
+        dialer.dial(address, "127.0.0.1").await.unwrap()
     });
-    carrier_pair(stub, agent.unwrap())
+    let (agent, stub) =
+        tokio::join!(dialing, async { listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel() });
+    carrier_pair(stub, agent.unwrap(), agents)
 }
 
-async fn tcp_pair() -> Pair {
+async fn tcp_pair(agents: &Handle) -> Pair {
     let tls = tls(Over::Tcp);
     let settings = TcpSettings::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let dialer = TcpDialer::new(tls.client, settings.clone());
-    let (agent, stub) = tokio::join!(dialer.dial(address, "127.0.0.1"), async {
+    let dialing = agents.spawn(async move { dialer.dial(address, "127.0.0.1").await.unwrap() });
+    let (agent, stub) = tokio::join!(dialing, async {
         let socket = listener.accept().await.unwrap().0;
         let socket = tokio_rustls::TlsAcceptor::from(tls.server).accept(socket).await.unwrap();
         accepted_over_tcp(socket, &settings).unwrap()
     });
-    carrier_pair(stub, agent.unwrap())
+    carrier_pair(stub, agent.unwrap(), agents)
 }
 
-fn carrier_pair(stub: Connection, agent: Connection) -> Pair {
+fn carrier_pair(stub: Connection, agent: Connection, agents: &Handle) -> Pair {
     stub.trust();
     agent.permit_streams(4096);
     let serving = agent.clone();
-    tokio::spawn(async move {
+    agents.spawn(async move {
         while let Ok((send, recv)) = serving.accept().await {
             let sender = FrameSender::new(send);
             let receiver = FrameReceiver::new(recv, FrameReader::for_accepted_stream());
@@ -205,7 +227,7 @@ async fn fetch(connection: &Connection, length: usize, enough: usize) -> usize {
     received
 }
 
-async fn bare_pair() -> Pair {
+async fn bare_pair(agents: &Handle) -> Pair {
     let tls = tls(Over::Quic);
     let settings = QuicSettings::default();
     let mut transport = quinn::TransportConfig::default();
@@ -221,12 +243,16 @@ async fn bare_pair() -> Pair {
     let mut client_config = quinn::ClientConfig::new(Arc::new(client_crypto));
     client_config.transport_config(transport);
     let server = endpoint(Some(server_config), settings.socket_buffer);
-    let client = endpoint(None, settings.socket_buffer);
-    let connecting = client.connect_with(client_config, server.local_addr().unwrap(), "127.0.0.1").unwrap();
-    let (agent, stub) = tokio::join!(connecting, async { server.accept().await.unwrap().await.unwrap() });
-    let agent = agent.unwrap();
+    let address = server.local_addr().unwrap();
+    let connecting = agents.spawn(async move {
+        let client = endpoint(None, settings.socket_buffer);
+        let agent = client.connect_with(client_config, address, "127.0.0.1").unwrap().await.unwrap();
+        (client, agent)
+    });
+    let (connected, stub) = tokio::join!(connecting, async { server.accept().await.unwrap().await.unwrap() });
+    let (client, agent) = connected.unwrap();
     let serving = agent.clone();
-    tokio::spawn(async move {
+    agents.spawn(async move {
         while let Ok((send, recv)) = serving.accept_bi().await {
             tokio::spawn(serve_bare(send, recv));
         }
@@ -284,43 +310,39 @@ where
     began.elapsed()
 }
 
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
-}
-
 fn bulk(criterion: &mut Criterion) {
-    let runtime = runtime();
+    let ends = Ends::new();
     let mut group = criterion.benchmark_group("one stream in bulk");
     group.throughput(Throughput::Bytes(BULK as u64)).sample_size(10);
-    for (name, pair) in &contenders(&runtime) {
+    for (name, pair) in &ends.contenders() {
         group.bench_function(*name, |bencher| {
-            bencher.iter(|| assert_eq!(runtime.block_on(pair.client().fetch(BULK)), BULK));
+            bencher.iter(|| assert_eq!(ends.stub.block_on(pair.client().fetch(BULK)), BULK));
         });
     }
 }
 
 fn first_byte(criterion: &mut Criterion) {
-    let runtime = runtime();
+    let ends = Ends::new();
     let mut group = criterion.benchmark_group("a stream's first byte");
     group.throughput(Throughput::Elements(1)).sample_size(10);
-    for (name, pair) in &contenders(&runtime) {
+    for (name, pair) in &ends.contenders() {
         let once = || pair.client().first_byte();
         group.bench_function(*name, |bencher| {
-            bencher.iter_custom(|count| runtime.block_on(exchanges(1, count, once)));
+            bencher.iter_custom(|count| ends.stub.block_on(exchanges(1, count, once)));
         });
     }
 }
 
 fn small(criterion: &mut Criterion) {
-    let runtime = runtime();
-    let contenders = contenders(&runtime);
+    let ends = Ends::new();
+    let contenders = ends.contenders();
     for in_flight in IN_FLIGHT {
         let mut group = criterion.benchmark_group(format!("small exchanges, {in_flight} in flight"));
         group.throughput(Throughput::Elements(1)).sample_size(10);
         for (name, pair) in &contenders {
             let once = || pair.client().fetch(SMALL);
             group.bench_function(*name, |bencher| {
-                bencher.iter_custom(|count| runtime.block_on(exchanges(in_flight, count, once)));
+                bencher.iter_custom(|count| ends.stub.block_on(exchanges(in_flight, count, once)));
             });
         }
     }
@@ -328,13 +350,13 @@ fn small(criterion: &mut Criterion) {
 
 /// One table with ratios and CPU.
 fn report() {
-    let runtime = runtime();
-    let contenders = contenders(&runtime);
+    let ends = Ends::new();
+    let contenders = ends.contenders();
     println!(
         "\n| what | bare quinn | quic | tcp-yamux | quic / bare | quic / tcp |\n| --- | --- | --- | --- | --- | --- |"
     );
     let [time, cpu] = medians(&contenders, |client| {
-        let measured = measure(|| runtime.block_on(exchanges(1, 2_000, || client.clone().first_byte())));
+        let measured = measure(|| ends.stub.block_on(exchanges(1, 2_000, || client.clone().first_byte())));
         measured.map(|seconds| seconds * 1e6 / 2_000.0)
     });
     row("a stream's first byte: us", time);
@@ -343,7 +365,7 @@ fn report() {
         let count = if in_flight == 1 { 4_000 } else { 30_000 };
         let [rate, cpu] = medians(&contenders, |client| {
             let once = || client.clone().fetch(SMALL);
-            let [time, cpu] = measure(|| runtime.block_on(exchanges(in_flight, count, once)));
+            let [time, cpu] = measure(|| ends.stub.block_on(exchanges(in_flight, count, once)));
             [count as f64 / time, cpu * 1e6 / count as f64]
         });
         row(&format!("small exchanges, {in_flight} in flight: per second"), rate);
@@ -352,7 +374,7 @@ fn report() {
     let [rate, cpu] = medians(&contenders, |client| {
         let download = || {
             let began = Instant::now();
-            assert_eq!(runtime.block_on(client.clone().fetch(BULK)), BULK);
+            assert_eq!(ends.stub.block_on(client.clone().fetch(BULK)), BULK);
             began.elapsed()
         };
         let [time, cpu] = measure(download);

@@ -79,6 +79,9 @@ fn start(stub: &LoneStub, directory: &Path, tokens: &Path, count: usize) -> anyh
         command.args(["agents", "--stub", &stub.address().to_string(), "--first", &first.to_string()]);
         command.args(["--count", &IN_ONE_PROCESS.min(count - first).to_string()]);
         command.arg("--directory").arg(directory).arg("--tokens").arg(tokens);
+        // Each agent has a buffer of 3 MB for packets, most of which is never touched. glibc would take the next one from its heap
+        // once one was freed, and clear all of it (mallopt(3), M_MMAP_THRESHOLD): too much for thousands on one machine.
+        command.env("MALLOC_MMAP_THRESHOLD_", "262144");
         command.stdin(Stdio::null());
         stub.side().spawn(command).context("cannot start agents")
     });
