@@ -15,8 +15,8 @@ use criterion::{Criterion, Throughput, criterion_group};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use qtunnel::carrier::{
-    Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody, TcpDialer,
-    TcpSettings, accepted_over_tcp, send_body,
+    CongestionControl, Connection, FrameReceiver, FrameSender, QuicDialer, QuicListener, QuicSettings, ReceivedBody,
+    TcpDialer, TcpSettings, accepted_over_tcp, send_body,
 };
 use qtunnel::pki::{
     AgentKey, AgentState, DirectoryStore, HostName, StubKeys, tcp_tunnel_client_config, tcp_tunnel_server_config,
@@ -93,13 +93,14 @@ impl Ends {
         Self { stub: Threads::ONE.runtime().unwrap(), agent }
     }
 
-    /// What is compared, by name.
-    fn contenders(&self) -> [(&'static str, Pair); 3] {
+    /// What is compared, by name. Bare quinn has its own default, Cubic, and the carrier's is BBR.
+    fn contenders(&self) -> [(&'static str, Pair); 4] {
         let agents = self.agent.handle();
         self.stub.block_on(async {
             [
                 ("bare quinn", bare_pair(agents).await),
-                ("quic", quic_pair(agents).await),
+                ("quic, Cubic", quic_pair(agents, CongestionControl::Cubic).await),
+                ("quic, BBR", quic_pair(agents, CongestionControl::Bbr).await),
                 ("tcp-yamux", tcp_pair(agents).await),
             ]
         })
@@ -138,9 +139,9 @@ fn tls(over: Over) -> Tls {
     Tls { server: Arc::new(server.unwrap()), client: Arc::new(client.unwrap()) }
 }
 
-async fn quic_pair(agents: &Handle) -> Pair {
+async fn quic_pair(agents: &Handle, congestion: CongestionControl) -> Pair {
     let tls = tls(Over::Quic);
-    let settings = QuicSettings::default();
+    let settings = QuicSettings { congestion, ..QuicSettings::default() };
     let listener = QuicListener::bind("127.0.0.1:0".parse().unwrap(), tls.server, &settings).unwrap();
     let address = listener.local_address().unwrap();
     let dialing = agents.spawn(async move {
@@ -353,7 +354,8 @@ fn report() {
     let ends = Ends::new();
     let contenders = ends.contenders();
     println!(
-        "\n| what | bare quinn | quic | tcp-yamux | quic / bare | quic / tcp |\n| --- | --- | --- | --- | --- | --- |"
+        "\n| what | bare quinn | quic, Cubic | quic, BBR | tcp-yamux | Cubic / bare | BBR / bare | BBR / tcp |\n{}",
+        "| --- ".repeat(8) + "|"
     );
     let [time, cpu] = medians(&contenders, |client| {
         let measured = measure(|| ends.stub.block_on(exchanges(1, 2_000, || client.clone().first_byte())));
@@ -392,12 +394,12 @@ fn measure(load: impl FnOnce() -> Duration) -> [f64; 2] {
 }
 
 /// Measures all in turns, after a round to warm up, so that what disturbs one disturbs each. Two figures of each.
-fn medians(contenders: &[(&str, Pair); 3], measure: impl Fn(&Client) -> [f64; 2]) -> [[f64; 3]; 2] {
+fn medians(contenders: &[(&str, Pair); 4], measure: impl Fn(&Client) -> [f64; 2]) -> [[f64; 4]; 2] {
     let round = || contenders.each_ref().map(|(_, pair)| measure(&pair.client()));
     round();
     let rounds: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
     let median = |figure: usize, who: usize| median_of(rounds.iter().map(|round| round[who][figure]).collect());
-    [0, 1].map(|figure| [0, 1, 2].map(|who| median(figure, who)))
+    [0, 1].map(|figure| [0, 1, 2, 3].map(|who| median(figure, who)))
 }
 
 /// The value in the middle, which one disturbed round does not change.
@@ -406,8 +408,11 @@ fn median_of(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn row(what: &str, [bare, quic, tcp]: [f64; 3]) {
-    println!("| {what} | {bare:.2} | {quic:.2} | {tcp:.2} | {:.2} | {:.2} |", quic / bare, quic / tcp);
+fn row(what: &str, [bare, cubic, bbr, tcp]: [f64; 4]) {
+    let [cubic_to_bare, bbr_to_bare, bbr_to_tcp] = [cubic / bare, bbr / bare, bbr / tcp];
+    println!(
+        "| {what} | {bare:.2} | {cubic:.2} | {bbr:.2} | {tcp:.2} | {cubic_to_bare:.2} | {bbr_to_bare:.2} | {bbr_to_tcp:.2} |"
+    );
 }
 
 criterion_group!(benches, first_byte, small, bulk);

@@ -25,7 +25,7 @@ use crate::wire::AuthMode;
 /// Runs an agent.
 pub fn run(args: AgentArgs) -> CommandResult {
     let (settings, threads) = settings(args)?;
-    threads.runtime()?.block_on(serve(settings))
+    threads.runtime().context("cannot start the threads that do the work")?.block_on(serve(settings))
 }
 
 async fn serve(settings: AgentBuilder) -> CommandResult {

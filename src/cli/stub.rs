@@ -55,7 +55,7 @@ pub fn run(args: StubRunArgs) -> CommandResult {
         config.agents.qlog = Some(qlog);
     }
     let threads = args.threads.unwrap_or(config.threads);
-    threads.runtime()?.block_on(serve(config, &path))
+    threads.runtime().context("cannot start the threads that do the work")?.block_on(serve(config, &path))
 }
 
 async fn serve(config: StubConfig, settings: &Path) -> CommandResult {
