@@ -116,10 +116,15 @@ impl Proxy {
                 return Err(ProxyError::NoProxy(self.to_string()));
             }
         }
-        let head = String::from_utf8_lossy(&head);
-        let status = head.lines().next().and_then(|line| line.strip_prefix("HTTP/1.")?.split_once(' '));
-        status.map(|(_, status)| status.to_owned()).ok_or_else(|| ProxyError::NoProxy(self.to_string()))
+        status_of(&head).ok_or_else(|| ProxyError::NoProxy(self.to_string()))
     }
+}
+
+/// The status in the head of an answer; `None` if it is no answer of HTTP/1.
+fn status_of(head: &[u8]) -> Option<String> {
+    let head = String::from_utf8_lossy(head);
+    let (_minor_version, status) = head.lines().next()?.strip_prefix("HTTP/1.")?.split_once(' ')?;
+    Some(status.to_owned())
 }
 
 impl FromStr for Proxy {
@@ -221,7 +226,31 @@ fn is_in_network(address: IpAddr, network: &str, length: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn only_answers_of_http_1_have_a_status() {
+        for (head, status) in [
+            ("HTTP/1.1 200 Connection established\r\nVia: a\r\n\r\n", Some("200 Connection established")),
+            ("HTTP/1.0 407 Who are you?\r\n\r\n", Some("407 Who are you?")),
+            ("HTTP/1.1\r\n\r\n", None),
+            ("HTTP/2 200\r\n\r\n", None),
+            ("SSH-2.0-OpenSSH\r\n\r\n", None),
+            ("\r\n\r\n", None),
+        ] {
+            assert_eq!(status_of(head.as_bytes()).as_deref(), status, "{head:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_status_is_one_line_whatever_a_proxy_sends(rest in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let head = [b"HTTP/1.".as_slice(), &rest, b"\r\n\r\n"].concat();
+            prop_assert!(status_of(&head).is_none_or(|status| !status.contains('\n')));
+        }
+    }
 
     #[test]
     fn addresses_of_proxies_are_read() {
