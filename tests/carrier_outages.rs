@@ -34,6 +34,10 @@ struct Pair {
 
 impl Pair {
     async fn connect() -> Self {
+        Self::connect_with(&QuicSettings::default()).await
+    }
+
+    async fn connect_with(settings: &QuicSettings) -> Self {
         let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let certificate = CertificateDer::from(certified.cert);
         let key = certified.signing_key.serialize_der().try_into().unwrap();
@@ -54,9 +58,9 @@ impl Pair {
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
 
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listener = QuicListener::bind(any, Arc::new(server), &QuicSettings::default()).unwrap();
+        let listener = QuicListener::bind(any, Arc::new(server), settings).unwrap();
         let relay = UdpRelay::start(listener.local_address().unwrap(), DELAY);
-        let dialer = QuicDialer::new(Arc::new(client), QuicSettings::default()).unwrap();
+        let dialer = QuicDialer::new(Arc::new(client), settings.clone()).unwrap();
         let accept = async { listener.accept().await.unwrap().handshake().await.unwrap().into_tunnel() };
         let dial = async { dialer.dial(relay.address, "127.0.0.1").await.unwrap() };
         let (accepted, dialled) = timeout(DEADLINE, async { tokio::join!(accept, dial) }).await.unwrap();
@@ -167,7 +171,9 @@ async fn what_was_sent_during_an_outage_arrives_soon_after_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_ends_know_of_an_outage_and_of_its_end() {
-    let pair = Pair::connect().await;
+    // An end that sends nothing finds out by its keep-alive, which has to come well before the deadline.
+    let settings = QuicSettings { keep_alive: Duration::from_secs(3), ..QuicSettings::default() };
+    let pair = Pair::connect_with(&settings).await;
     sleep(Duration::from_secs(1)).await;
     let began = Instant::now();
     pair.relay.black_out(true);
