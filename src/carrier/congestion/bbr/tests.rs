@@ -28,6 +28,8 @@ struct Sender {
     link_is_free: Instant,
     /// Bytes per second that the path delivers.
     bandwidth: f64,
+    /// The round trip without the queue.
+    round_trip: Duration,
     /// Every so many packets one is lost; 0: none.
     loses_one_in: u64,
 }
@@ -44,6 +46,7 @@ impl Sender {
             under_way: VecDeque::new(),
             link_is_free: start,
             bandwidth: BANDWIDTH,
+            round_trip: RTT,
             loses_one_in: 0,
         }
     }
@@ -53,7 +56,7 @@ impl Sender {
         while self.in_flight + MSS < self.bbr.window() {
             self.link_is_free = self.link_is_free.max(self.now) + Duration::from_secs_f64(MSS as f64 / self.bandwidth);
             let is_lost = self.loses_one_in > 0 && self.next_packet.is_multiple_of(self.loses_one_in);
-            self.under_way.push_back((self.link_is_free + RTT, self.next_packet, self.now, is_lost));
+            self.under_way.push_back((self.link_is_free + self.round_trip, self.next_packet, self.now, is_lost));
             self.bbr.on_sent(self.now, MSS, self.next_packet);
             self.in_flight += MSS;
             self.next_packet += 1;
@@ -64,7 +67,7 @@ impl Sender {
         if is_lost {
             self.bbr.on_congestion_event(due, sent, false, MSS);
         } else {
-            self.bbr.on_packet_acked(due, sent, MSS, false, RTT);
+            self.bbr.on_packet_acked(due, sent, MSS, false, self.round_trip);
             self.bbr.on_end_acks(due, self.in_flight, false, Some(packet));
         }
     }
@@ -136,6 +139,16 @@ fn cruising_fills_the_path_and_no_queue() {
     sender.run_for(RTT * 2);
     assert_eq!(sender.bbr.state, State::ProbeBwCruise);
     assert!(is_about(sender.in_flight as f64, BDP as f64 * 0.99), "{}", sender.in_flight);
+}
+
+#[test]
+fn a_path_shorter_than_the_turns_of_the_programs_at_its_ends_may_hold_a_millisecond() {
+    let mut sender = Sender::new();
+    sender.bandwidth = 100.0 * BANDWIDTH;
+    sender.round_trip = Duration::from_micros(50);
+    sender.run_until_state(State::ProbeBwCruise);
+    let (cwnd, millisecond) = (sender.bbr.control.cwnd() as f64, sender.bandwidth / 1000.0);
+    assert!((0.9 * millisecond..2.0 * millisecond).contains(&cwnd), "{cwnd}");
 }
 
 #[test]
