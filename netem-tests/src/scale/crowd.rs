@@ -29,11 +29,16 @@ pub struct Crowd {
 /// each handshake to compute, would mostly be busy with those that were given up meanwhile if all began at once.
 const START_INTERVAL: Duration = Duration::from_millis(40);
 
+/// How much this process gives way to the stub's (nice(1)). The agents stand for thousands of machines of their own, which would
+/// not take the stub's processor away.
+const GIVES_WAY: i32 = 10;
+
 /// Runs them until the process ends.
 ///
 /// # Errors
 /// When one of them cannot go on.
 pub fn run_crowd(crowd: &Crowd) -> anyhow::Result<()> {
+    rustix::process::nice(GIVES_WAY).context("cannot give way to the stub")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut agents = JoinSet::new();
