@@ -193,6 +193,20 @@ async fn both_ends_know_of_an_outage_and_of_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_is_to_ask_sooner_than_its_settings_say_notices_an_outage_sooner() {
+    // quinn's keep-alive would come after the deadline of the tests.
+    let settings = QuicSettings { keep_alive: Duration::from_secs(120), ..QuicSettings::default() };
+    let pair = Pair::connect_with(&settings).await;
+    pair.accepted.ask_after(Duration::from_secs(2));
+    // Counts from the next packet on.
+    pair.accepted.probe();
+    sleep(Duration::from_secs(1)).await;
+    pair.relay.black_out(true);
+    let mut state = pair.accepted.path_state();
+    timeout(DEADLINE, state.wait_for(|state| state.suspect_since.is_some())).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_connection_exchanges_few_packets() {
     let pair = Pair::connect().await;
     // The search for the path's MTU is over by then.

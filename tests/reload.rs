@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime};
 use qtunnel::pki::{
     AgentCredentials, AgentIdentity, AgentKey, AgentState, CertificateAuthority, DirectoryStore, HostName, StubKeys,
 };
+use qtunnel::wire::{Frame, Pace, Welcome};
 use rustix::process::Signal;
 use support::eventually_async;
 use support::http::{Access, Lines, get_plain};
-use support::rogue::RogueAgent;
+use support::http1::within;
+use support::rogue::{RogueAgent, RogueStub, enroll, frames, report, welcome, write};
 use support::tunnel::{AgentOptions, CLUSTER, StubOptions, Tunnel, USERS, change_settings};
 use support::user::User;
 use tempfile::TempDir;
@@ -145,6 +147,40 @@ async fn a_limit_changes_and_no_connection_ends() {
     .await;
     assert_eq!(client.get(PODS).await.status, 200);
     assert!(tunnel.stub.process.logged("agent disconnected").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_are_connected_are_asked_for_another_report_interval() {
+    let tunnel = Tunnel::start();
+    let credentials = enroll(&tunnel.stub, CLUSTER).await;
+    let mut agent = RogueAgent::connect(&tunnel.stub, &credentials).await;
+    change_settings(&tunnel.stub.config(), &[("agents", "report_interval", "20s".into())]);
+    tunnel.stub.process.signal(Signal::HUP);
+    let mut reports = tokio::time::interval(Duration::from_millis(50));
+    let asked = within("another interval", async {
+        loop {
+            tokio::select! {
+                frame = agent.control_frames.next_frame() => break frame.unwrap(),
+                _ = reports.tick() => write(&mut agent.control, &frames(&[report()])).await,
+            }
+        }
+    });
+    assert_eq!(asked.await, Some(Frame::Pace(Pace { report_interval: Duration::from_secs(20) })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_reports_as_often_as_the_stub_asks_it_to_by_now() {
+    let mut tunnel = Tunnel::start();
+    let stub = RogueStub::instead_of(&mut tunnel.stub);
+    tunnel.agent.restart();
+    let mut agent = stub.catch().await;
+    let once_an_hour = Welcome { report_interval: Duration::from_secs(3600), ..welcome() };
+    let pace = Pace { report_interval: Duration::from_millis(10) };
+    write(&mut agent.control, &frames(&[Frame::Welcome(once_an_hour), Frame::Pace(pace)])).await;
+    for _ in 0..20 {
+        let frame = within("a report", agent.control_frames.next_frame()).await.unwrap();
+        assert!(matches!(frame, Some(Frame::Report(_))), "{frame:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -214,7 +214,7 @@ impl Session {
         sender: &mut FrameSender,
         receiver: &mut FrameReceiver,
         streams: &RequestStreams,
-        report_interval: Duration,
+        mut report_interval: Duration,
     ) -> Result<Leaving, SessionEnd> {
         let mut report_at = Instant::now();
         let mut renewal = Renewal::of(&self.credentials);
@@ -243,6 +243,10 @@ impl Session {
                         Some(Frame::Drain(drain)) => {
                             tracing::info!("the stub is about to stop: {}", drain.reason);
                             self.told_to_leave.cancel();
+                        }
+                        Some(Frame::Pace(pace)) => {
+                            report_interval = pace.report_interval;
+                            report_at = Instant::now() + report_interval;
                         }
                         Some(_) => {}
                         None => return Err(SessionEnd::ControlStreamEnded),

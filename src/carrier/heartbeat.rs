@@ -1,18 +1,19 @@
 //! Notices when the peer has stopped answering, and is there when it answers again.
 //!
-//! A connection that is idle costs next to nothing: quinn's keep-alive sends a packet every few seconds, and the
-//! heartbeat only looks whether it was answered. While something is unanswered, a heartbeat goes out twice a second: a
+//! A connection that is idle costs next to nothing: quinn's keep-alive, or a heartbeat where a connection is to be asked
+//! more often ([`KeepAlive`]), goes out now and then, and is looked after until it was answered. While something is unanswered, a heartbeat goes out twice a second: a
 //! datagram (RFC 9221) that passes the congestion window (see [`super::congestion`]). The peer answers it with another
 //! one, because quinn holds back even acknowledgements while there is data that does not fit the window. The first
 //! exchange after an outage sets loss recovery in motion at both ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::congestion::Pulse;
 
@@ -41,12 +42,42 @@ pub struct PathState {
     pub suspect_since: Option<Instant>,
 }
 
+/// For how long this end may have sent nothing before it asks whether the peer is still there. quinn's own keep-alive stays
+/// as it was when the connection began; this one may change, and only shorter times than quinn's do anything.
+#[derive(Debug)]
+pub struct KeepAlive {
+    milliseconds: AtomicU64,
+}
+
+impl Default for KeepAlive {
+    /// quinn's alone.
+    fn default() -> Self {
+        Self { milliseconds: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl KeepAlive {
+    /// Counts from the next packet on.
+    pub fn set(&self, silence: Duration) {
+        self.milliseconds.store(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
+    }
+}
+
 /// Watches over `connection` until it ends and tells `state` of changes.
-pub async fn watch_over(connection: quinn::Connection, pulse: Arc<Pulse>, state: watch::Sender<PathState>) {
+pub async fn watch_over(
+    connection: quinn::Connection,
+    pulse: Arc<Pulse>,
+    keep_alive: Arc<KeepAlive>,
+    state: watch::Sender<PathState>,
+) {
     let peer_beats = Notify::new();
     tokio::select! {
         () = answer_beats(&connection, &pulse, &peer_beats) => {}
-        () = watch_answers(&connection, &pulse, &peer_beats, &state) => {}
+        () = watch_answers(&connection, &pulse, &keep_alive, &peer_beats, &state) => {}
         () = refuse_unidirectional_streams(&connection) => {}
     }
 }
@@ -81,6 +112,7 @@ async fn answer_beats(connection: &quinn::Connection, pulse: &Pulse, peer_beats:
 async fn watch_answers(
     connection: &quinn::Connection,
     pulse: &Pulse,
+    keep_alive: &KeepAlive,
     peer_beats: &Notify,
     state: &watch::Sender<PathState>,
 ) {
@@ -89,8 +121,11 @@ async fn watch_answers(
     loop {
         match next {
             Next::WaitForTraffic => {
-                pulse.sent().await;
-                if monitor.has_asked(connection) {
+                let is_silent = timeout(keep_alive.get(), pulse.sent()).await.is_err();
+                if is_silent {
+                    beat(connection, pulse);
+                }
+                if is_silent || monitor.has_asked(connection) {
                     sleep(patience(connection)).await;
                 }
             }

@@ -252,12 +252,6 @@ impl IncomingConnection {
         Ok(self)
     }
 
-    /// Has this connection be silent for as long as `keep_alive` before this end asks whether the peer is still there.
-    pub fn with_keep_alive(mut self, keep_alive: Duration) -> Self {
-        self.settings.keep_alive = keep_alive;
-        self
-    }
-
     /// Completes the handshake. Bound it with a deadline.
     pub async fn handshake(self) -> Result<IdentifiedConnection, ConnectionEnd> {
         let (connection, mut handshake) = self.identify().await?;

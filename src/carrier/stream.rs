@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::congestion::Pulse;
 use super::gather::{GatheringStream, MAX_PIECE};
-use super::heartbeat::{self, PathState};
+use super::heartbeat::{self, KeepAlive, PathState};
 use super::quic::{self, QuicEndpoint};
 use super::tcp::{self, TcpConnection, TcpRecvStream, TcpSendStream};
 use crate::wire::{Carrier, ErrorCode};
@@ -32,6 +32,7 @@ enum AnyConnection {
         endpoint: QuicEndpoint,
         pulse: Arc<Pulse>,
         path_state: watch::Receiver<PathState>,
+        keep_alive: Arc<KeepAlive>,
         /// The heartbeat must not outlive the handles: it holds one of quinn's, which would keep the connection open.
         _heartbeat: Arc<AbortOnDropHandle<()>>,
     },
@@ -103,9 +104,10 @@ impl Connection {
     pub(super) fn new(connection: quinn::Connection, endpoint: QuicEndpoint, pulse: Arc<Pulse>) -> Self {
         let state = PathState { remote: connection.remote_address(), suspect_since: None };
         let (publish, path_state) = watch::channel(state);
-        let heartbeat = tokio::spawn(heartbeat::watch_over(connection.clone(), pulse.clone(), publish));
-        let _heartbeat = Arc::new(AbortOnDropHandle::new(heartbeat));
-        Self(AnyConnection::Quic { connection, endpoint, pulse, path_state, _heartbeat })
+        let keep_alive = Arc::<KeepAlive>::default();
+        let watching = heartbeat::watch_over(connection.clone(), pulse.clone(), keep_alive.clone(), publish);
+        let _heartbeat = Arc::new(AbortOnDropHandle::new(tokio::spawn(watching)));
+        Self(AnyConnection::Quic { connection, endpoint, pulse, path_state, keep_alive, _heartbeat })
     }
 
     pub(super) fn over_tcp(connection: TcpConnection) -> Self {
@@ -249,6 +251,14 @@ impl Connection {
         let mut state = self.path_state();
         if state.wait_for(|state| state.suspect_since.is_none()).await.is_err() {
             std::future::pending().await
+        }
+    }
+
+    /// Has this end ask whether the peer is still there whenever it has sent nothing for `silence`, where that is less than
+    /// [`QuicSettings::keep_alive`](super::QuicSettings::keep_alive). Over TCP the carrier's own keep-alive does.
+    pub fn ask_after(&self, silence: Duration) {
+        if let AnyConnection::Quic { keep_alive, .. } = &self.0 {
+            keep_alive.set(silence);
         }
     }
 

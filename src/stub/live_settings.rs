@@ -21,7 +21,7 @@ pub struct LiveSettings {
     pub peers: Vec<String>,
     /// `agents.certificate_ttl`.
     pub certificate_ttl: Duration,
-    /// `agents.report_interval`, of agents that connect from now on.
+    /// `agents.report_interval`. Agents that are connected hear of it with their next report.
     report_interval: Duration,
 }
 
@@ -45,7 +45,7 @@ impl LiveSettings {
         Patience { dispatch: limits.dispatch(), response: limits.response(), silence: limits.silence() }
     }
 
-    /// How often an agent has to report that comes when `others` are connected.
+    /// How often an agent has to report while `others` are connected.
     pub fn report_interval_beside(&self, others: usize) -> Duration {
         report_interval_beside(self.report_interval, others)
     }

@@ -21,6 +21,8 @@ use crate::wire::{AgentName, ClusterId, ErrorCode, Hello, Report};
 pub struct Registry {
     /// Every cluster that has had an agent since the start.
     clusters: Mutex<HashMap<ClusterId, Cluster>>,
+    /// How many agents all of them have.
+    connected: AtomicUsize,
     selector: Arc<dyn AgentSelector>,
     available: Notify,
     started: Instant,
@@ -39,8 +41,6 @@ pub struct AgentLink {
     pub is_resumed: bool,
     /// Since when.
     pub connected_at: SystemTime,
-    /// How long it may go without a report before it is late.
-    patience: Duration,
     path: watch::Receiver<PathState>,
     path_changes: AtomicU64,
     leaving: CancellationToken,
@@ -60,6 +60,11 @@ pub struct Traffic {
 #[derive(Debug)]
 struct LinkState {
     heard_at: Instant,
+    /// How often it has been asked to report at least.
+    report_interval: Duration,
+    /// After so long without a report it is late: three intervals, and of those that it has been asked for the longest, because an
+    /// agent may not know that the interval can change.
+    patience: Duration,
     report: Option<Report>,
     draining: bool,
     /// Whether it is draining because another connection has taken its place.
@@ -110,20 +115,26 @@ const WARM_UP: Duration = Duration::from_secs(5);
 impl Registry {
     /// One without agents, which `selector` chooses among.
     pub fn new(selector: Arc<dyn AgentSelector>) -> Self {
-        Self { clusters: Mutex::default(), selector, available: Notify::new(), started: Instant::now() }
+        Self {
+            clusters: Mutex::default(),
+            connected: AtomicUsize::new(0),
+            selector,
+            available: Notify::new(),
+            started: Instant::now(),
+        }
     }
 
     /// Adds an agent that has resumed a session and whose handshake is not complete; [`add`](Self::add) is to follow. What
     /// it has sent may have been held up on the way by somebody, so it replaces no connection that is there. It has not
     /// reported, and so gets requests only if no other agent can take them.
     pub fn add_early(&self, link: Arc<AgentLink>) {
-        self.lock().entry(link.identity.cluster.clone()).or_default().add_early(link);
+        self.change(&link.identity.cluster, |cluster| cluster.add_early(link.clone()));
         self.available.notify_waiters();
     }
 
     /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
     pub fn add(&self, link: Arc<AgentLink>) {
-        let superseded = self.lock().entry(link.identity.cluster.clone()).or_default().add(link);
+        let superseded = self.change(&link.identity.cluster, |cluster| cluster.add(link.clone()));
         for old in superseded {
             old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
         }
@@ -178,9 +189,7 @@ impl Registry {
     /// Removes an agent, if it is still this connection of it.
     pub fn remove(&self, link: &Arc<AgentLink>) {
         // A cluster without agents stays known: its agents are gone, and not on their way back.
-        if let Some(cluster) = self.lock().get_mut(&link.identity.cluster) {
-            cluster.remove(link);
-        }
+        self.change(&link.identity.cluster, |cluster| cluster.remove(link));
     }
 
     /// Whether this process of an agent is connected.
@@ -192,7 +201,7 @@ impl Registry {
 
     /// How many agents are connected.
     pub fn len(&self) -> usize {
-        self.lock().values().map(|cluster| cluster.links().len()).sum()
+        self.connected.load(Ordering::Relaxed)
     }
 
     /// Every connected agent.
@@ -234,6 +243,17 @@ impl Registry {
         chosen.map(|link| Arc::clone(link)).ok_or(Unavailable::NoAgent)
     }
 
+    /// Changes which agents a cluster has.
+    fn change<T>(&self, cluster: &ClusterId, change: impl FnOnce(&mut Cluster) -> T) -> T {
+        let mut clusters = self.lock();
+        let cluster = clusters.entry(cluster.clone()).or_default();
+        let before = cluster.links().len();
+        let result = change(cluster);
+        // What there are fewer of now wraps around, and so does the sum.
+        self.connected.fetch_add(cluster.links().len().wrapping_sub(before), Ordering::Relaxed);
+        result
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<ClusterId, Cluster>> {
         // Nothing that holds the lock leaves the map half changed, so a panic elsewhere does not spoil it.
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
@@ -256,11 +276,12 @@ impl AgentLink {
             connection,
             is_resumed,
             connected_at: SystemTime::now(),
-            patience: report_interval * 3,
             path_changes: AtomicU64::new(0),
             leaving: CancellationToken::new(),
             state: Mutex::new(LinkState {
                 heard_at: Instant::now(),
+                report_interval,
+                patience: report_interval * 3,
                 report: None,
                 draining: false,
                 set_aside: false,
@@ -275,6 +296,18 @@ impl AgentLink {
         let mut state = self.state();
         state.heard_at = Instant::now();
         state.report = Some(report);
+    }
+
+    /// How often the agent has been asked to report at least.
+    pub fn report_interval(&self) -> Duration {
+        self.state().report_interval
+    }
+
+    /// Notes that the agent has been asked to report at another interval.
+    pub fn report_every(&self, interval: Duration) {
+        let mut state = self.state();
+        state.report_interval = interval;
+        state.patience = state.patience.max(interval * 3);
     }
 
     /// Notes that the agent takes no new requests, because it is about to stop.
@@ -354,7 +387,7 @@ impl AgentLink {
             None
         } else if self.suspect_since().is_some() {
             Some(Fitness::Suspect)
-        } else if now.saturating_duration_since(state.heard_at) > self.patience {
+        } else if now.saturating_duration_since(state.heard_at) > state.patience {
             Some(Fitness::Late)
         } else {
             match &state.report {

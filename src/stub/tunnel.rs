@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use super::cluster::HOLDS_FOR;
+use super::config::{is_worth_asking_for, keep_alive_for};
 use super::enrollment::EnrollmentError;
 use super::front::http3;
 use super::limits::{Admission, Stranger};
@@ -24,7 +25,7 @@ use crate::carrier::{
 use crate::pki::{ALPN_HTTP3, AgentIdentity, PeerRole, Validity};
 use crate::wire::{
     ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier, Certificate, Drain, ErrorCode, Frame,
-    FrameReader, Hello, Refused, Renew, Welcome, WireError,
+    FrameReader, Hello, Pace, Refused, Renew, Welcome, WireError,
 };
 
 /// Why an agent has to go elsewhere.
@@ -200,8 +201,7 @@ async fn accept(shared: &Arc<Shared>, attempt: Attempt) -> Result<(), Refusal> {
     let Attempt { incoming, stranger, permit } = attempt;
     let patience = shared.live().limits.handshake();
     let sessions = ConnectionSessions::new(shared.sessions.clone());
-    let keep_alive = shared.config.agents.keep_alive_beside(shared.registry.len());
-    let identifying = Box::pin(incoming.with_sessions(sessions.clone())?.with_keep_alive(keep_alive).identify());
+    let identifying = Box::pin(incoming.with_sessions(sessions.clone())?.identify());
     let (connection, mut handshake) = timeout(patience, identifying).await.map_err(|_elapsed| Refusal::Silent)??;
     drop(permit);
     if connection.protocol().as_deref() == Some(ALPN_HTTP3) {
@@ -368,6 +368,7 @@ async fn greet(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<Option<Gr
         return Ok(None);
     }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
+    connection.ask_after(keep_alive_for(report_interval));
 
     // An agent that resumes a session over QUIC has said hello with its first packet. A stub that was busy finds the handshake
     // complete when it gets there, and has no early data to take special care of.
@@ -532,7 +533,10 @@ impl Session<'_> {
 
     async fn heard(&mut self, frame: Frame, sender: &mut FrameSender) -> Result<(), SessionEnd> {
         match frame {
-            Frame::Report(report) => self.shared.registry.report(self.link, report),
+            Frame::Report(report) => {
+                self.shared.registry.report(self.link, report);
+                self.keep_pace(sender).await?;
+            }
             Frame::Drain(drain) => {
                 tracing::info!(
                     cluster = %self.link.identity.cluster,
@@ -549,6 +553,18 @@ impl Session<'_> {
             _ => return Err(SessionEnd::UnexpectedMessage),
         }
         Ok(())
+    }
+
+    /// Asks for reports at another interval when there are far more agents by now, or fewer.
+    async fn keep_pace(&self, sender: &mut FrameSender) -> Result<(), SendError> {
+        let others = self.shared.registry.len().saturating_sub(1);
+        let report_interval = self.shared.live().report_interval_beside(others);
+        if !is_worth_asking_for(report_interval, self.link.report_interval()) {
+            return Ok(());
+        }
+        self.link.report_every(report_interval);
+        self.link.connection.ask_after(keep_alive_for(report_interval));
+        sender.send(&Frame::Pace(Pace { report_interval })).await
     }
 
     /// A new certificate for the identity that the old one has; nothing in the request can change it.

@@ -32,6 +32,7 @@ mod field {
     pub const RENEW_REQUEST: u64 = 0x01;
     pub const CERTIFICATE_CHAIN: u64 = 0x01;
     pub const REFUSED_REASON: u64 = 0x01;
+    pub const PACE_REPORT_INTERVAL: u64 = 0x01;
 }
 
 /// The agent's first message on the control stream.
@@ -133,12 +134,9 @@ impl Welcome {
     const NAME: &'static str = "welcome";
 
     pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
-        if !is_report_interval(self.report_interval) {
-            return Err(WireError::Malformed { message: Self::NAME, field: "report interval" });
-        }
         check_count(STUBS, self.other_stubs.len(), MAX_LIST_ENTRIES)?;
         write_field(field::WELCOME_STUB, self.stub.as_bytes(), out);
-        write_number(field::WELCOME_REPORT_INTERVAL, saturating(self.report_interval.as_millis()), out);
+        write_report_interval(field::WELCOME_REPORT_INTERVAL, self.report_interval, Self::NAME, out)?;
         for address in &self.other_stubs {
             write_field(field::WELCOME_OTHER_STUB, address.as_bytes(), out);
         }
@@ -155,11 +153,8 @@ impl Welcome {
             match field.number {
                 field::WELCOME_STUB => field.set_once(&mut stub, field.text("stub")?, "stub")?,
                 field::WELCOME_REPORT_INTERVAL => {
-                    let interval = Duration::from_millis(field.number("report interval")?);
-                    if !is_report_interval(interval) {
-                        return Err(field.malformed("report interval"));
-                    }
-                    field.set_once(&mut report_interval, interval, "report interval")?;
+                    let interval = read_report_interval(&field)?;
+                    field.set_once(&mut report_interval, interval, REPORT_INTERVAL)?;
                 }
                 field::WELCOME_INSTANCE => field.set_once(&mut instance, read_instance(&field)?, "instance")?,
                 field::WELCOME_OTHER_STUB => {
@@ -170,7 +165,7 @@ impl Welcome {
             }
         }
         let report_interval =
-            report_interval.ok_or(WireError::NotExactlyOne { message: Self::NAME, field: "report interval" })?;
+            report_interval.ok_or(WireError::NotExactlyOne { message: Self::NAME, field: REPORT_INTERVAL })?;
         Ok(Self { stub: stub.unwrap_or_default(), report_interval, other_stubs, instance })
     }
 }
@@ -245,6 +240,38 @@ impl Report {
             upstream_error: error.unwrap_or_default(),
             api_server,
         })
+    }
+}
+
+/// The stub asks for another report interval than in [`Welcome`]: it has more agents to listen to by now, or fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// How often the agent reports at least from now on: as [`Welcome::report_interval`].
+    pub report_interval: Duration,
+}
+
+impl Pace {
+    const NAME: &'static str = "pace";
+
+    pub(super) fn write_fields(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        write_report_interval(field::PACE_REPORT_INTERVAL, self.report_interval, Self::NAME, out)
+    }
+
+    pub(super) fn read_fields(payload: Bytes) -> Result<Self, WireError> {
+        let mut report_interval = None;
+        let mut fields = FieldReader::new(Self::NAME, payload);
+        while let Some(field) = fields.next_field()? {
+            match field.number {
+                field::PACE_REPORT_INTERVAL => {
+                    let interval = read_report_interval(&field)?;
+                    field.set_once(&mut report_interval, interval, REPORT_INTERVAL)?;
+                }
+                _ => field.unknown()?,
+            }
+        }
+        let report_interval =
+            report_interval.ok_or(WireError::NotExactlyOne { message: Self::NAME, field: REPORT_INTERVAL })?;
+        Ok(Self { report_interval })
     }
 }
 
@@ -396,6 +423,24 @@ fn saturating(value: u128) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
+fn write_report_interval(
+    number: u64,
+    interval: Duration,
+    message: &'static str,
+    out: &mut BytesMut,
+) -> Result<(), WireError> {
+    if !is_report_interval(interval) {
+        return Err(WireError::Malformed { message, field: REPORT_INTERVAL });
+    }
+    write_number(number, saturating(interval.as_millis()), out);
+    Ok(())
+}
+
+fn read_report_interval(field: &super::fields::Field) -> Result<Duration, WireError> {
+    let interval = Duration::from_millis(field.number(REPORT_INTERVAL)?);
+    Some(interval).filter(|interval| is_report_interval(*interval)).ok_or_else(|| field.malformed(REPORT_INTERVAL))
+}
+
 fn is_report_interval(interval: Duration) -> bool {
     (MIN_REPORT_INTERVAL..=MAX_REPORT_INTERVAL).contains(&interval)
 }
@@ -404,6 +449,7 @@ fn is_api_server(uid: &str) -> bool {
     (1..=MAX_API_SERVER_LENGTH).contains(&uid.len()) && uid.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+const REPORT_INTERVAL: &str = "report interval";
 const API_SERVER: &str = "API server";
 const CONNECTED: &str = "the connected stubs of a hello";
 const STUBS: &str = "the stubs of a welcome";

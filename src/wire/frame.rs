@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::control::{Certificate, Drain, Enroll, Hello, Refused, Renew, Report, Welcome};
+use super::control::{Certificate, Drain, Enroll, Hello, Pace, Refused, Renew, Report, Welcome};
 use super::dial::{Dial, Dialed};
 use super::error::{WireError, check_length};
 use super::head::{Failure, RequestHead, ResponseHead, Trailers};
@@ -43,6 +43,7 @@ frame_types! {
     Renew = 0x15, "RENEW";
     Certificate = 0x16, "CERTIFICATE";
     Enroll = 0x17, "ENROLL";
+    Pace = 0x18, "PACE";
 }
 
 /// What a stream is for. Its number is the first thing on the stream.
@@ -100,6 +101,8 @@ pub enum Frame {
     Certificate(Certificate),
     /// See [`Enroll`].
     Enroll(Enroll),
+    /// See [`Pace`].
+    Pace(Pace),
 }
 
 impl Frame {
@@ -131,6 +134,7 @@ impl Frame {
             Self::Renew(renew) => encode_message(FrameType::Renew, out, |out| renew.write_fields(out)),
             Self::Certificate(chain) => encode_message(FrameType::Certificate, out, |out| chain.write_fields(out)),
             Self::Enroll(enroll) => encode_message(FrameType::Enroll, out, |out| enroll.write_fields(out)),
+            Self::Pace(pace) => encode_message(FrameType::Pace, out, |out| pace.write_fields(out)),
         }
     }
 
@@ -151,6 +155,7 @@ impl Frame {
             FrameType::Renew => Self::Renew(Renew::read_fields(payload)?),
             FrameType::Certificate => Self::Certificate(Certificate::read_fields(payload)?),
             FrameType::Enroll => Self::Enroll(Enroll::read_fields(payload)?),
+            FrameType::Pace => Self::Pace(Pace::read_fields(payload)?),
         })
     }
 }

@@ -22,7 +22,7 @@ mod tests;
 mod varint;
 
 pub use carrier::{ALPN_ENROLLMENT, ALPN_ENROLLMENT_TCP, ALPN_TUNNEL, ALPN_TUNNEL_TCP, Carrier};
-pub use control::{AuthMode, Certificate, Drain, Enroll, Hello, Refused, Renew, Report, Welcome};
+pub use control::{AuthMode, Certificate, Drain, Enroll, Hello, Pace, Refused, Renew, Report, Welcome};
 pub use dial::{Dial, DialAddress, Dialed, InvalidAddress, Network, UnknownNetwork};
 pub use error::{ErrorCode, WireError};
 pub use frame::{Frame, MAX_DATA_HEADER_LENGTH, StreamKind, encode_data_header};

@@ -217,7 +217,7 @@ impl Expects {
             Self::Hello => frame_type == Hello,
             Self::AgentMessages => matches!(frame_type, Report | Drain | Renew),
             Self::Welcome => matches!(frame_type, Welcome | Refused),
-            Self::StubMessages => matches!(frame_type, Drain | Certificate | Refused),
+            Self::StubMessages => matches!(frame_type, Drain | Certificate | Refused | Pace),
             Self::Enroll => frame_type == Enroll,
             Self::EnrollmentAnswer => matches!(frame_type, Certificate | Refused),
             Self::RequestHead => frame_type == RequestHead,

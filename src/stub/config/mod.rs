@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 pub use admin::AdminConfig;
-pub use agents::{AgentsConfig, report_interval_beside};
+pub use agents::{AgentsConfig, is_worth_asking_for, keep_alive_for, report_interval_beside};
 pub use authentication::{AuthenticationConfig, Method, TokenWebhookConfig};
 pub use authorization::{AccessWebhookConfig, AuthorizationConfig};
 pub use election::ElectionConfig;

@@ -13,7 +13,7 @@ use proptest::sample::{Index, select};
 use super::{Direction, begins_raw_bytes};
 use crate::wire::{
     AuthMode, BearerToken, Certificate, Dial, Dialed, Drain, Enroll, Failure, FailureReason, Frame, Hello, Identity,
-    MAX_VARINT, Network, Refused, Renew, Report, RequestHead, ResponseHead, Trailers, UpgradeProtocol, Welcome,
+    MAX_VARINT, Network, Pace, Refused, Renew, Report, RequestHead, ResponseHead, Trailers, UpgradeProtocol, Welcome,
     write_varint,
 };
 
@@ -63,6 +63,7 @@ fn frames(direction: Direction) -> BoxedStrategy<Vec<Frame>> {
     let refused = || text().prop_map(|reason| Frame::Refused(Refused { reason })).boxed();
     let drain = || text().prop_map(|reason| Frame::Drain(Drain { reason })).boxed();
     let renew = || blob().prop_map(|request| Frame::Renew(Renew { request })).boxed();
+    let pace = || report_interval().prop_map(|report_interval| Frame::Pace(Pace { report_interval })).boxed();
     let certificate = || vec(blob(), 1..4).prop_map(|chain| Frame::Certificate(Certificate { chain })).boxed();
     match direction {
         Direction::Request => with_body(request_head()),
@@ -74,7 +75,7 @@ fn frames(direction: Direction) -> BoxedStrategy<Vec<Frame>> {
         Direction::ResponseToUpgrade => with_body(response_head(101..=101)),
         Direction::ControlFromAgent => exchange(hello(), prop_oneof![report(), drain(), renew()].boxed()),
         Direction::ControlFromStub => prop_oneof![
-            4 => exchange(welcome(), prop_oneof![drain(), certificate(), refused()].boxed()),
+            4 => exchange(welcome(), prop_oneof![drain(), certificate(), refused(), pace()].boxed()),
             1 => refused().prop_map(|refused| vec![refused]),
         ]
         .boxed(),
@@ -193,11 +194,15 @@ fn hello() -> BoxedStrategy<Frame> {
 }
 
 fn welcome() -> BoxedStrategy<Frame> {
-    (text(), 10_u64..=3_600_000, vec(text(), 0..4), any::<Option<u64>>())
-        .prop_map(|(stub, interval, other_stubs, instance)| {
-            Frame::Welcome(Welcome { stub, report_interval: Duration::from_millis(interval), other_stubs, instance })
+    (text(), report_interval(), vec(text(), 0..4), any::<Option<u64>>())
+        .prop_map(|(stub, report_interval, other_stubs, instance)| {
+            Frame::Welcome(Welcome { stub, report_interval, other_stubs, instance })
         })
         .boxed()
+}
+
+fn report_interval() -> impl Strategy<Value = Duration> {
+    (10_u64..=3_600_000).prop_map(Duration::from_millis)
 }
 
 fn report() -> BoxedStrategy<Frame> {

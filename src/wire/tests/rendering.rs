@@ -40,6 +40,9 @@ pub fn render(frame: &Frame) -> String {
             report.api_server.iter().fold(&mut line, |line, uid| line.text("api-server", uid))
         }
         Frame::Drain(drain) => line.word("DRAIN").text("reason", &drain.reason),
+        Frame::Pace(pace) => {
+            line.word("PACE").value("report-interval-ms", whole(pace.report_interval, Duration::from_millis(1)))
+        }
         Frame::Renew(renew) => line.word("RENEW").value("request", hex(&renew.request)),
         Frame::Certificate(certificate) => {
             line.word("CERTIFICATE");

@@ -24,7 +24,7 @@ fn the_specification_lists_every_reason_of_a_failure() {
 #[test]
 fn the_specification_lists_every_frame_type() {
     let types: Vec<FrameType> = (0..=0xff).filter_map(FrameType::from_value).collect();
-    assert_eq!(types.len(), 15);
+    assert_eq!(types.len(), 16);
     for frame_type in types {
         assert_row(&format!("| {:#04x} | {} |", frame_type as u64, frame_type.name()));
     }

@@ -85,6 +85,7 @@ fn there_is_a_vector_for_every_frame_and_every_error_of_a_stream() {
         "RENEW",
         "CERTIFICATE",
         "ENROLL",
+        "PACE",
         "BYTES",
         "END",
         "RESET",
