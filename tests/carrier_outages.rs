@@ -174,6 +174,7 @@ async fn both_ends_know_of_an_outage_and_of_its_end() {
     // An end that sends nothing finds out by its keep-alive, which has to come well before the deadline.
     let settings = QuicSettings { keep_alive: Duration::from_secs(3), ..QuicSettings::default() };
     let pair = Pair::connect_with(&settings).await;
+    let _work = pair.stream().await;
     sleep(Duration::from_secs(1)).await;
     let began = Instant::now();
     pair.relay.black_out(true);

@@ -197,6 +197,8 @@ impl Session {
             _ => return Err(SessionEnd::ControlStreamEnded),
         };
         welcomed(&welcome)?;
+        // The control stream.
+        connection.set_standing_streams(1);
         let streams = RequestStreams::new(connection.clone(), self.shared.clone());
         let accepting = streams.accept();
         let talking = self.talk(&mut sender, &mut receiver, &streams, welcome.report_interval);

@@ -13,7 +13,7 @@ mod limited_start;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use quinn_proto::RttEstimator;
@@ -24,9 +24,10 @@ pub use bbr::BbrConfig;
 pub use choice::CongestionControl;
 pub use limited_start::LimitedStart;
 
-/// What the congestion controllers of one connection, one for each of its paths, share with its heartbeat.
+/// What the congestion controllers of one connection, one for each of its paths, and its streams share with its heartbeat.
 ///
-/// They run under quinn's lock of the connection, so orderings do not matter.
+/// The controllers run under quinn's lock of the connection, and the count of streams is only looked at now and then, so
+/// orderings do not matter.
 #[derive(Debug, Default)]
 pub struct Pulse {
     forced: AtomicBool,
@@ -35,9 +36,51 @@ pub struct Pulse {
     sent_since_acknowledged: AtomicBool,
     sent: Signal,
     answered: Signal,
+    work: AtomicUsize,
+    standing_work: AtomicUsize,
+    begun: Signal,
+}
+
+/// Something on a connection for whose sake its peer should answer: half of a stream, or a request that waits. It counts for as
+/// long as it is there.
+#[derive(Debug)]
+pub struct Work(Arc<Pulse>);
+
+/// What a stream counts for: both of its halves.
+const STREAM: usize = 2;
+
+impl Work {
+    /// Begins on the connection that `pulse` is of.
+    pub fn begin(pulse: &Arc<Pulse>) -> Self {
+        pulse.work.fetch_add(1, Ordering::Relaxed);
+        pulse.begun.give();
+        Self(pulse.clone())
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.work.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pulse {
+    /// From now on so many streams are there for the connection's own sake, and nobody waits for what comes on them. Default
+    /// none.
+    pub fn set_standing_streams(&self, count: usize) {
+        self.standing_work.store(count.saturating_mul(STREAM), Ordering::Relaxed);
+    }
+
+    /// Whether somebody may wait for the peer.
+    pub fn has_work(&self) -> bool {
+        self.work.load(Ordering::Relaxed) > self.standing_work.load(Ordering::Relaxed)
+    }
+
+    /// Waits until work begins from now on.
+    pub async fn work_begins(&self) {
+        self.begun.wait().await;
+    }
+
     /// Lets the next transmission pass, even when the congestion window is full.
     pub fn force(&self) {
         self.forced.store(true, Ordering::Relaxed);
@@ -201,6 +244,20 @@ mod tests {
         let of_new_path = controller.clone_box();
         pulse.force();
         assert_eq!(of_new_path.window(), u64::MAX);
+    }
+
+    #[test]
+    fn a_connection_has_work_while_a_stream_is_open_beyond_those_that_stand() {
+        let pulse = Arc::new(Pulse::default());
+        let control = [Work::begin(&pulse), Work::begin(&pulse)];
+        assert!(pulse.has_work());
+        pulse.set_standing_streams(1);
+        assert!(!pulse.has_work());
+        let answer = Work::begin(&pulse);
+        assert!(pulse.has_work());
+        drop(answer);
+        assert!(!pulse.has_work());
+        drop(control);
     }
 
     #[test]

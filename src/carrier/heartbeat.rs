@@ -13,15 +13,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::congestion::Pulse;
 
 /// How long the peer may take to acknowledge before heartbeats begin; two round trips where those take longer.
 const UNANSWERED_AFTER: Duration = Duration::from_secs(1);
 
-/// The time between heartbeats. It bounds how long a connection sleeps on after an outage.
+/// The time between heartbeats while streams are open. It bounds how long they sleep on after an outage.
 const BEAT_EVERY: Duration = Duration::from_millis(500);
+
+/// The longest time between those of a connection without work. A stub that was away for a moment comes back to thousands of
+/// such connections, and must not have to answer all of them twice a second before it gets to anything else.
+const BEAT_IDLE_EVERY: Duration = Duration::from_secs(8);
+
+/// A timer that rings later than this tells that this process had other things to do: answers may have come meanwhile, and
+/// wait to be read.
+const LATE: Duration = Duration::from_millis(200);
 
 /// As many heartbeats without an answer make the path suspect.
 const MISSED_BEATS: u32 = 3;
@@ -126,22 +134,37 @@ async fn watch_answers(
                     beat(connection, pulse);
                 }
                 if is_silent || monitor.has_asked(connection) {
-                    sleep(patience(connection)).await;
+                    grant(patience(connection)).await;
                 }
             }
-            Next::LookAgain => sleep(patience(connection)).await,
+            Next::LookAgain => grant(patience(connection)).await,
             Next::Beat => {
                 beat(connection, pulse);
+                let has_work = pulse.has_work();
                 tokio::select! {
-                    () = sleep(BEAT_EVERY) => {}
+                    () = sleep(monitor.until_next_beat(has_work)) => {}
                     () = pulse.answered() => {}
-                    // The peer's heartbeat came through before one is due here: the network is back.
-                    () = peer_beats.notified() => {}
+                    // The peer's heartbeat came through before one is due here: the network is back. Where nobody waits, the
+                    // peer's acknowledgement of its answer is soon enough.
+                    () = peer_beats.notified(), if has_work => {}
+                    () = pulse.work_begins(), if !has_work => {}
                 }
             }
         }
         next = monitor.look(pulse, connection);
         publish(state, connection, &monitor);
+    }
+}
+
+/// Gives the peer so much time, not counting what this process was busy with others. Heartbeats of thousands of connections to
+/// peers that have answered would keep it busy for ever.
+async fn grant(patience: Duration) {
+    loop {
+        let due = tokio::time::Instant::now() + patience;
+        sleep_until(due).await;
+        if due.elapsed() < LATE {
+            return;
+        }
     }
 }
 
@@ -221,6 +244,16 @@ impl Monitor {
         if self.open { Next::LookAgain } else { Next::WaitForTraffic }
     }
 
+    /// Without work, twice as long with each heartbeat after those that make the path suspect.
+    fn until_next_beat(&self, has_work: bool) -> Duration {
+        match self.beats.saturating_sub(MISSED_BEATS) {
+            beyond if beyond > 0 && !has_work => {
+                BEAT_EVERY.saturating_mul(2_u32.saturating_pow(beyond)).min(BEAT_IDLE_EVERY)
+            }
+            _ => BEAT_EVERY,
+        }
+    }
+
     fn suspect_since(&self) -> Option<Instant> {
         self.silent_since.filter(|_| self.beats > MISSED_BEATS)
     }
@@ -289,6 +322,15 @@ mod tests {
         assert_eq!(monitor.suspect_since(), Some(began));
         assert_eq!(monitor.judge(view(2, 5, true), began + BEAT_EVERY), Next::WaitForTraffic);
         assert_eq!(monitor.suspect_since(), None);
+    }
+
+    #[test]
+    fn heartbeats_that_nobody_waits_for_become_rare_once_the_path_is_suspect() {
+        let monitor = |beats| Monitor { beats, ..Monitor::default() };
+        let idle: Vec<u128> = (1..=8).map(|beats| monitor(beats).until_next_beat(false).as_millis()).collect();
+        assert_eq!(idle, [500, 500, 500, 1000, 2000, 4000, 8000, 8000]);
+        assert!((1..100).all(|beats| monitor(beats).until_next_beat(true) == BEAT_EVERY));
+        assert_eq!(monitor(u32::MAX).until_next_beat(false), BEAT_IDLE_EVERY);
     }
 
     #[test]

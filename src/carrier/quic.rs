@@ -399,7 +399,7 @@ impl QuicDialer {
         let Attempt { connecting, endpoint, pulse } = self.attempt(address, server_name)?;
         let (connection, stream) = match connecting.into_0rtt() {
             Ok((connection, accepted)) => {
-                let stream = say(&connection, words).await;
+                let stream = say(&connection, &pulse, words).await;
                 let accepted = accepted.await;
                 if let Some(end) = connection.close_reason() {
                     return Err(end.into());
@@ -439,8 +439,12 @@ struct Attempt {
 }
 
 /// Opens a stream with `words`.
-async fn say(connection: &quinn::Connection, words: &Bytes) -> Result<(SendStream, RecvStream), StreamWriteError> {
-    let (mut send, recv) = quic_halves(connection.open_bi().await.map_err(ConnectionEnd::from)?);
+async fn say(
+    connection: &quinn::Connection,
+    pulse: &Arc<Pulse>,
+    words: &Bytes,
+) -> Result<(SendStream, RecvStream), StreamWriteError> {
+    let (mut send, recv) = quic_halves(connection.open_bi().await.map_err(ConnectionEnd::from)?, pulse);
     send.write(&mut [words.clone()]).await?;
     Ok((send, recv))
 }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::sleep_until;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::congestion::Pulse;
+use super::congestion::{Pulse, Work};
 use super::gather::{GatheringStream, MAX_PIECE};
 use super::heartbeat::{self, KeepAlive, PathState};
 use super::quic::{self, QuicEndpoint};
@@ -127,7 +127,7 @@ impl Connection {
     /// The peer learns of the stream with its first byte.
     pub async fn open(&self) -> Result<(SendStream, RecvStream), ConnectionEnd> {
         match &self.0 {
-            AnyConnection::Quic { connection, .. } => Ok(quic_halves(connection.open_bi().await?)),
+            AnyConnection::Quic { connection, pulse, .. } => Ok(quic_halves(connection.open_bi().await?, pulse)),
             AnyConnection::Tcp(connection) => Ok(tcp_halves(connection.open().await?)),
         }
     }
@@ -135,7 +135,7 @@ impl Connection {
     /// The next bidirectional stream that the peer opened.
     pub async fn accept(&self) -> Result<(SendStream, RecvStream), ConnectionEnd> {
         match &self.0 {
-            AnyConnection::Quic { connection, .. } => Ok(quic_halves(connection.accept_bi().await?)),
+            AnyConnection::Quic { connection, pulse, .. } => Ok(quic_halves(connection.accept_bi().await?, pulse)),
             AnyConnection::Tcp(connection) => Ok(tcp_halves(connection.accept().await?)),
         }
     }
@@ -262,6 +262,22 @@ impl Connection {
         }
     }
 
+    /// Says that so many streams are there for as long as the connection, and nobody waits for what comes on them: while there
+    /// is no other, a peer that does not answer is asked less often. Default none.
+    pub fn set_standing_streams(&self, count: usize) {
+        if let AnyConnection::Quic { pulse, .. } = &self.0 {
+            pulse.set_standing_streams(count);
+        }
+    }
+
+    /// Says that somebody waits for the peer, as long as the guard is held: as if a stream were open. Over TCP nothing waits.
+    pub fn wait_for_peer(&self) -> Option<impl Send + Sync + use<>> {
+        match &self.0 {
+            AnyConnection::Quic { pulse, .. } => Some(Work::begin(pulse)),
+            AnyConnection::Tcp(_) => None,
+        }
+    }
+
     /// Sends a packet now, whatever is in flight: worth it when the network may have come back. TCP does by itself.
     pub fn probe(&self) {
         if let AnyConnection::Quic { connection, pulse, .. } = &self.0 {
@@ -303,8 +319,13 @@ impl Connection {
     }
 }
 
-pub(super) fn quic_halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
-    (SendStream::new(AnySendStream::Quic(send)), RecvStream::new(AnyRecvStream::Quic(GatheringStream::new(recv))))
+pub(super) fn quic_halves(
+    (send, recv): (quinn::SendStream, quinn::RecvStream),
+    pulse: &Arc<Pulse>,
+) -> (SendStream, RecvStream) {
+    let send = AnySendStream::Quic { stream: send, _work: Work::begin(pulse) };
+    let recv = AnyRecvStream::Quic { stream: GatheringStream::new(recv), _work: Work::begin(pulse) };
+    (SendStream::new(send), RecvStream::new(recv))
 }
 
 fn tcp_halves((send, recv): (TcpSendStream, TcpRecvStream)) -> (SendStream, RecvStream) {
@@ -319,7 +340,7 @@ pub struct SendStream {
 }
 
 enum AnySendStream {
-    Quic(quinn::SendStream),
+    Quic { stream: quinn::SendStream, _work: Work },
     Tcp(TcpSendStream),
 }
 
@@ -333,7 +354,7 @@ impl SendStream {
     /// When the future is dropped some of the bytes may have been written.
     pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamWriteError> {
         match &mut self.stream {
-            AnySendStream::Quic(stream) => stream.write_all_chunks(chunks).await.map_err(Into::into),
+            AnySendStream::Quic { stream, .. } => stream.write_all_chunks(chunks).await.map_err(Into::into),
             AnySendStream::Tcp(stream) => stream.write(chunks).await,
         }
     }
@@ -342,7 +363,7 @@ impl SendStream {
     pub fn finish(&mut self) {
         self.ended = true;
         match &mut self.stream {
-            AnySendStream::Quic(stream) => {
+            AnySendStream::Quic { stream, .. } => {
                 // Fails only for a stream that the peer has stopped: then there is nothing left to end.
                 let _ = stream.finish();
             }
@@ -356,7 +377,7 @@ impl SendStream {
             return;
         }
         match &mut self.stream {
-            AnySendStream::Quic(stream) => {
+            AnySendStream::Quic { stream, .. } => {
                 // Fails only for a stream that the peer has stopped: then it knows.
                 let _ = stream.reset(code.value().into());
             }
@@ -368,7 +389,7 @@ impl SendStream {
     /// it is on its way).
     pub fn stopped(&self) -> impl Future<Output = Option<ErrorCode>> + Send + Sync + 'static {
         let stopped = match &self.stream {
-            AnySendStream::Quic(stream) => Ok(stream.stopped()),
+            AnySendStream::Quic { stream, .. } => Ok(stream.stopped()),
             AnySendStream::Tcp(stream) => Err(tcp::stopped(stream.state())),
         };
         async move {
@@ -389,7 +410,7 @@ impl Drop for SendStream {
 impl fmt::Debug for SendStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = match &self.stream {
-            AnySendStream::Quic(stream) => Some(stream.id()),
+            AnySendStream::Quic { stream, .. } => Some(stream.id()),
             AnySendStream::Tcp(_) => None,
         };
         f.debug_struct("SendStream").field("quic_id", &id).field("ended", &self.ended).finish()
@@ -403,7 +424,7 @@ pub struct RecvStream {
 }
 
 enum AnyRecvStream {
-    Quic(GatheringStream),
+    Quic { stream: GatheringStream, _work: Work },
     Tcp(TcpRecvStream),
 }
 
@@ -415,7 +436,7 @@ impl RecvStream {
     /// The next piece in order; `None` at the clean end.
     pub fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamReadError>> {
         let read = match &mut self.stream {
-            AnyRecvStream::Quic(stream) => stream.poll_read(context),
+            AnyRecvStream::Quic { stream, .. } => stream.poll_read(context),
             AnyRecvStream::Tcp(stream) => stream.poll_read(context, MAX_PIECE),
         };
         if matches!(read, Poll::Ready(Ok(None) | Err(_))) {
@@ -427,7 +448,7 @@ impl RecvStream {
     /// Whether the peer opened the stream before the handshake was complete. What it says then may be a recording.
     pub fn is_early(&self) -> bool {
         match &self.stream {
-            AnyRecvStream::Quic(stream) => stream.is_early(),
+            AnyRecvStream::Quic { stream, .. } => stream.is_early(),
             AnyRecvStream::Tcp(_) => false,
         }
     }
@@ -438,7 +459,7 @@ impl RecvStream {
             return;
         }
         match &mut self.stream {
-            AnyRecvStream::Quic(stream) => stream.stop(code),
+            AnyRecvStream::Quic { stream, .. } => stream.stop(code),
             AnyRecvStream::Tcp(stream) => stream.stop(code),
         }
     }
@@ -453,7 +474,7 @@ impl Drop for RecvStream {
 impl fmt::Debug for RecvStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = match &self.stream {
-            AnyRecvStream::Quic(stream) => Some(stream.id()),
+            AnyRecvStream::Quic { stream, .. } => Some(stream.id()),
             AnyRecvStream::Tcp(_) => None,
         };
         f.debug_struct("RecvStream").field("quic_id", &id).field("ended", &self.ended).finish()

@@ -158,6 +158,13 @@ impl Registry {
         self.available.notify_waiters();
     }
 
+    /// Has the agents of `cluster` asked often whether they answer again, as long as what is returned is held.
+    fn wait_for_agents(&self, cluster: &ClusterId) -> Vec<impl Send + Sync + use<>> {
+        let clusters = self.lock();
+        let links = clusters.get(cluster).map(Cluster::links).unwrap_or_default();
+        links.iter().filter_map(|link| link.connection.wait_for_peer()).collect()
+    }
+
     /// Which API server serves `cluster`: the UID of its namespace kube-system. `None` while no agent has told it.
     pub fn api_server(&self, cluster: &ClusterId) -> Option<Arc<str>> {
         self.lock().get(cluster)?.api_server().cloned()
@@ -172,11 +179,15 @@ impl Registry {
         patience: Duration,
     ) -> Result<Arc<AgentLink>, Unavailable> {
         let deadline = tokio::time::Instant::now() + patience;
+        let mut waiting = None;
         loop {
             // Made before looking, so that no change in between is missed.
             let changed = self.available.notified();
             let until = match self.choose(cluster, tried, Instant::now()) {
-                Err(Unavailable::AllSuspect(_)) => deadline,
+                Err(Unavailable::AllSuspect(_)) => {
+                    waiting.get_or_insert_with(|| self.wait_for_agents(cluster));
+                    deadline
+                }
                 Err(Unavailable::NotYet) => deadline.min((self.started + WARM_UP).into()),
                 result => return result,
             };

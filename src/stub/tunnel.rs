@@ -368,6 +368,8 @@ async fn greet(shared: &Shared, newcomer: &mut Newcomer<'_>) -> Result<Option<Gr
         return Ok(None);
     }
     sender.send(&Frame::Welcome(welcome(shared, report_interval))).await?;
+    // The control stream.
+    connection.set_standing_streams(1);
     connection.ask_after(keep_alive_for(report_interval));
 
     // An agent that resumes a session over QUIC has said hello with its first packet. A stub that was busy finds the handshake

@@ -25,6 +25,10 @@ pub struct Crowd {
     pub count: usize,
 }
 
+/// Between the starts of two of them. Agents are started at many places, one after the other; this machine, which has both ends of
+/// each handshake to compute, would mostly be busy with those that were given up meanwhile if all began at once.
+const START_INTERVAL: Duration = Duration::from_millis(40);
+
 /// Runs them until the process ends.
 ///
 /// # Errors
@@ -33,8 +37,10 @@ pub fn run_crowd(crowd: &Crowd) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut agents = JoinSet::new();
+        let mut starts = tokio::time::interval(START_INTERVAL);
         for number in crowd.first..crowd.first + crowd.count {
             let agent = agent(crowd, number).with_context(|| format!("agent {number}"))?;
+            starts.tick().await;
             agents.spawn(agent.run(CancellationToken::new()));
         }
         while let Some(ended) = agents.join_next().await {
