@@ -32,8 +32,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// How long a request's head may take once its stream is open.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a request without a body is sent again when the API server certainly has not looked at it.
-const MAX_ATTEMPTS: usize = 3;
+/// How often a request without a body is sent when the API server certainly has not looked at it. An API server that spreads its
+/// clients (`--goaway-chance`, `apiserver/pkg/server/filters/goaway.go`) refuses whatever was on its way on a connection that it
+/// closes, and may do so on the next connection as well.
+const MAX_ATTEMPTS: usize = 5;
 
 /// Serves one stream of the stub. Returns when it has ended, one way or another.
 ///

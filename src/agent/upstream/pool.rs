@@ -88,7 +88,7 @@ impl Pool {
         loop {
             let (connection, reused) = match self.free_connection().await {
                 Some(connection) => (connection, true),
-                None => (self.inner.clone().dial().await?, false),
+                None => self.inner.clone().dial().await?,
             };
             match connection.send(request, self.inner.connector.authority()).await {
                 Ok((response, lease)) => return Ok(response.map(|body| AnswerBody::new(body, lease))),
@@ -116,23 +116,24 @@ impl Pool {
 }
 
 impl Inner {
-    /// A new connection with a place for one request.
-    async fn dial(self: Arc<Self>) -> Result<Connection, UpstreamError> {
+    /// A place for one request on a new connection, or on one that another request has just made, and whether it is the
+    /// latter.
+    async fn dial(self: Arc<Self>) -> Result<(Connection, bool), UpstreamError> {
         let _one_at_a_time = match self.multiplexes.load(Ordering::Relaxed) {
             true => Some(self.dialling.lock().await),
             false => None,
         };
         if let Some(shared) = self.reserve_shared() {
-            return Ok(Connection::Http2(shared));
+            return Ok((Connection::Http2(shared), true));
         }
         let (socket, spoken) = self.connector.dial(self.protocols).await?;
         self.multiplexes.store(spoken == Spoken::Http2, Ordering::Relaxed);
         match spoken {
-            Spoken::Http1 => Ok(Connection::Http1(http1_connection(socket).await?, self.clone())),
+            Spoken::Http1 => Ok((Connection::Http1(http1_connection(socket).await?, self.clone()), false)),
             Spoken::Http2 => {
                 let shared = Arc::new(http2_connection(socket).await?);
                 lock(&self.shared).push(shared.clone());
-                Ok(Connection::Http2(Reserved(shared)))
+                Ok((Connection::Http2(Reserved(shared)), false))
             }
         }
     }
@@ -287,12 +288,12 @@ async fn http2_connection(socket: UpstreamSocket) -> Result<Shared, UpstreamErro
 }
 
 /// Whether the server said that it has not looked at the request: REFUSED_STREAM, or GOAWAY before it (RFC 9113,
-/// section 8.7).
+/// section 8.7). A GOAWAY of our own says nothing of the kind.
 fn was_refused(error: &hyper::Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
         }
         source = error.source();
     }
