@@ -18,7 +18,7 @@ pub struct AgentFigures {
     pub agents: usize,
     /// Seconds until all of them had joined (a certificate for each) and were connected, both ends on this machine.
     pub joined_in: f64,
-    /// Seconds until all of them, started again with their certificates, were connected.
+    /// Seconds until all of them were connected again when the stub had been started again.
     pub connected_in: f64,
     /// What the stub's memory grew by, for each, in KiB.
     pub kibibytes_each: f64,
@@ -54,7 +54,7 @@ pub fn agents(program: &Program, count: usize) -> anyhow::Result<AgentFigures> {
     let before = stub.usage()?.memory;
 
     let began = Instant::now();
-    let crowds = start(&stub, &directory, &file, count)?;
+    let _crowds = start(&stub, &directory, &file, count)?;
     wait_for(&stub, count)?;
     let joined_in = began.elapsed().as_secs_f64();
     interrupt::wait(SETTLE)?;
@@ -62,11 +62,9 @@ pub fn agents(program: &Program, count: usize) -> anyhow::Result<AgentFigures> {
     let used = stub.usage()?;
     interrupt::wait(IDLE)?;
     let idle_load = (stub.usage()? - used).processor_time.as_secs_f64() / IDLE.as_secs_f64();
-    drop(crowds);
 
     let stub = stub.restarted()?;
     let began = Instant::now();
-    let _crowds = start(&stub, &directory, &file, count)?;
     wait_for(&stub, count)?;
     let connected_in = began.elapsed().as_secs_f64();
     Ok(AgentFigures { agents: count, joined_in, connected_in, kibibytes_each, idle_load })
