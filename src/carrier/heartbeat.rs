@@ -1,10 +1,11 @@
 //! Notices when the peer has stopped answering, and is there when it answers again.
 //!
 //! A connection that is idle costs next to nothing: quinn's keep-alive, or a heartbeat where a connection is to be asked
-//! more often ([`KeepAlive`]), goes out now and then, and is looked after until it was answered. While something is unanswered, a heartbeat goes out twice a second: a
-//! datagram (RFC 9221) that passes the congestion window (see [`super::congestion`]). The peer answers it with another
-//! one, because quinn holds back even acknowledgements while there is data that does not fit the window. The first
-//! exchange after an outage sets loss recovery in motion at both ends.
+//! more often ([`KeepAlive`]), goes out now and then, and the heartbeat looks whether it was answered. While something is
+//! unanswered, heartbeats go out twice a second, or less often once the path is suspect and nobody waits: datagrams
+//! (RFC 9221) that pass the congestion window (see [`super::congestion`]). The peer answers each with another one, because
+//! quinn holds back even acknowledgements while there is data that does not fit the window. The first exchange after an
+//! outage sets loss recovery in motion at both ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ const BEAT_IDLE_EVERY: Duration = Duration::from_secs(8);
 /// A timer that rings later than this tells that this process had other things to do: answers may have come meanwhile, and
 /// wait to be read.
 const LATE: Duration = Duration::from_millis(200);
+
+/// How often the peer gets its time at most because of that.
+const MOST_GRANTS: u32 = 4;
 
 /// As many heartbeats without an answer make the path suspect.
 const MISSED_BEATS: u32 = 3;
@@ -156,10 +160,10 @@ async fn watch_answers(
     }
 }
 
-/// Gives the peer so much time, not counting what this process was busy with others. Heartbeats of thousands of connections to
-/// peers that have answered would keep it busy for ever.
+/// Gives the peer so much time, and again where this process was too busy meanwhile to read what has come, but not for ever: its
+/// heartbeats to thousands of peers that have answered would keep it busy.
 async fn grant(patience: Duration) {
-    loop {
+    for _ in 0..MOST_GRANTS {
         let due = tokio::time::Instant::now() + patience;
         sleep_until(due).await;
         if due.elapsed() < LATE {

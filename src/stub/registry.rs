@@ -128,13 +128,14 @@ impl Registry {
     /// it has sent may have been held up on the way by somebody, so it replaces no connection that is there. It has not
     /// reported, and so gets requests only if no other agent can take them.
     pub fn add_early(&self, link: Arc<AgentLink>) {
-        self.change(&link.identity.cluster, |cluster| cluster.add_early(link.clone()));
+        self.change(self.lock().entry(link.identity.cluster.clone()).or_default(), |cluster| cluster.add_early(link));
         self.available.notify_waiters();
     }
 
     /// Adds an agent. A connection that the same agent had before gives way to it: see [`Succession`].
     pub fn add(&self, link: Arc<AgentLink>) {
-        let superseded = self.change(&link.identity.cluster, |cluster| cluster.add(link.clone()));
+        let superseded =
+            self.change(self.lock().entry(link.identity.cluster.clone()).or_default(), |cluster| cluster.add(link));
         for old in superseded {
             old.connection.close(ErrorCode::Superseded, "the same agent has connected again");
         }
@@ -200,7 +201,9 @@ impl Registry {
     /// Removes an agent, if it is still this connection of it.
     pub fn remove(&self, link: &Arc<AgentLink>) {
         // A cluster without agents stays known: its agents are gone, and not on their way back.
-        self.change(&link.identity.cluster, |cluster| cluster.remove(link));
+        if let Some(cluster) = self.lock().get_mut(&link.identity.cluster) {
+            self.change(cluster, |cluster| cluster.remove(link));
+        }
     }
 
     /// Whether this process of an agent is connected.
@@ -255,9 +258,7 @@ impl Registry {
     }
 
     /// Changes which agents a cluster has.
-    fn change<T>(&self, cluster: &ClusterId, change: impl FnOnce(&mut Cluster) -> T) -> T {
-        let mut clusters = self.lock();
-        let cluster = clusters.entry(cluster.clone()).or_default();
+    fn change<T>(&self, cluster: &mut Cluster, change: impl FnOnce(&mut Cluster) -> T) -> T {
         let before = cluster.links().len();
         let result = change(cluster);
         // What there are fewer of now wraps around, and so does the sum.
