@@ -34,7 +34,7 @@ pub struct StreamFigures {
 }
 
 /// How long small GETs are measured.
-const LENGTH: Duration = Duration::from_secs(10);
+const LENGTH: Duration = Duration::from_secs(40);
 
 /// Opens so many, and measures.
 ///
